@@ -1,0 +1,53 @@
+"""Where tasks run: in this process, or in Ray actors. Both run the same functions and give the same bits."""
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from leap_rl.config import Config
+from leap_rl.learner import Checkpoint, MetaStep, TaskReport
+from leap_rl.types import Task, Tensors
+
+
+class Backend(Protocol):
+    """One Leap learner, and somewhere to run learning processes."""
+
+    num_workers: int
+
+    def run_tasks(self, tasks: Sequence[Task], initialization: Tensors) -> Iterator[TaskReport]:
+        """Trains every task from the initialization, streaming increments to the learner.
+
+        Yields what the learner has of a task each time it has received a segment.
+        """
+        ...
+
+    def meta_step(self) -> MetaStep:
+        """Steps the learner once the tasks of the meta-batch are done."""
+        ...
+
+
+def open_backend(config: Config, checkpoint: Checkpoint) -> AbstractContextManager[Backend]:
+    """The configured backend with a learner at ``checkpoint``; closing it stops what it started."""
+    if config.backend == "serial":
+        from leap_rl.backends.serial import SerialBackend
+
+        return SerialBackend(config, checkpoint)
+    _prepare_environment(config.ray.address)
+    from leap_rl.backends.ray import RayBackend
+
+    return RayBackend(config, checkpoint)
+
+
+def _prepare_environment(address: str) -> None:
+    """What Ray reads from the environment when it is imported; a variable that is set already is kept.
+
+    A cluster that we start ourselves stays on the loopback interface (the switch's name is historical) and
+    is closed by a token that only its own processes know. No report of usage is sent anywhere.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local" and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))

@@ -1,0 +1,176 @@
+"""The command line: ``leap-rl train | games | show``. Bad input is one line and exit code 2."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from leap_rl import __version__
+from leap_rl.types import LeapRLError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except LeapRLError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command continues from the last meta-step", 130)
+    except BrokenPipeError:  # e.g. `leap-rl games | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        return _complain(f"{error.filename or 'writing'}: {error.strerror}", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print("error:" if code != 130 else "", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_complain(f"{message} (see {self.prog} --help)", 2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="leap-rl", description="Leap meta-learning for reinforcement learning, distributed over Ray.")
+    parser.add_argument("--version", action="version", version=f"leap-rl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="meta-train a configuration, or resume it",
+        description=(
+            "Meta-trains a configuration. The run directory is run.dir: a new one is created, one that holds the "
+            "same configuration is resumed, a finished one is left as it is."
+        ),
+        epilog="example: leap-rl train configs/atari.yaml run.dir=runs/mine meta.steps=20 workers.count=8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/quickstart.yaml")
+    train.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file (see --keys)")
+    train.add_argument("--keys", action=_PrintKeys, help="list every configuration key and exit")
+    train.add_argument("--json", action="store_true", help="print the result as JSON")
+    train.set_defaults(command=_train)
+
+    games = commands.add_parser("games", help="list the games", description="Lists every game that can be a task.")
+    games.add_argument("--json", action="store_true", help="print as JSON")
+    games.set_defaults(command=_games)
+
+    show = commands.add_parser("show", help="show a run", description="Shows the state of a run.")
+    show.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    show.add_argument("--json", action="store_true", help="print as JSON")
+    show.set_defaults(command=_show)
+    return parser
+
+
+class _PrintKeys(argparse.Action):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from leap_rl.config import FREE_ON_RESUME, describe_keys
+
+        for key, text in describe_keys():
+            print(f"{key:26} {text}")
+        print(f"\nMay differ when a run is resumed: {', '.join(FREE_ON_RESUME)}")
+        raise SystemExit(0)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from leap_rl.config import load_config
+
+    config = load_config(options.config, options.overrides)
+
+    from leap_rl.monitoring import Monitor, summary_table
+    from leap_rl.processes import resolve
+    from leap_rl.run import adopt_precision, describe, open_run, read_metrics
+    from leap_rl.training import meta_train
+
+    signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())  # what a scheduler or container sends
+    config = resolve(adopt_precision(config))
+    with open_run(config) as run, Monitor(config, run) as monitor:
+        meta_train(config, run, monitor)
+    state = describe(run.path)
+    if options.json:
+        print(json.dumps(state))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(summary_table(read_metrics(run.path)))
+    console.print(
+        f"\nThe shared initialization: {run.path}/initialization.safetensors\n"
+        f"fingerprint {state['fingerprint']}\n\n"
+        f"Look at the curves:   tensorboard --logdir {run.path}\n"
+        f"Look at the run:      leap-rl show {run.path}\n"
+        f"The games there are:  leap-rl games\n"
+        f"The paper's recipe:   leap-rl train configs/atari_paper.yaml   (see README.md for what it costs)",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _raise_interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _games(options: argparse.Namespace) -> int:
+    from leap_rl.tasks import TWO_PLAYER_ROMS, catalogue, ranges
+
+    games = list(catalogue().values())
+    if options.json:
+        print(json.dumps([
+            {"name": game.name, "num_actions": game.num_actions, "modes": game.modes,
+             "difficulties": game.difficulties, "default_mode": game.default_mode,
+             "default_difficulty": game.default_difficulty, "pool": game.pool}
+            for game in games
+        ]))  # fmt: skip
+        return 0
+    print(f"{'game':24}{'actions':>8}  {'modes':24}{'difficulties':14}{'pool'}")
+    for game in games:
+        print(f"{game.name:24}{game.num_actions:8}  {ranges(game.modes):24}{ranges(game.difficulties):14}{game.pool}")
+    print(
+        f"\n{len(games)} games. Pools are the paper's. As a task: breakout, or breakout:mode=4,difficulty=1. "
+        f"Not listed, since they need two players: {', '.join(sorted(TWO_PLAYER_ROMS))}."
+    )
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from leap_rl.run import describe
+
+    state = describe(options.run)
+    if options.json:
+        print(json.dumps(state))
+        return 0
+    import yaml
+
+    status = "finished" if state["finished"] else "not finished: the same `leap-rl train` command continues"
+    print(f"{state['run']}: meta-step {state['meta_step']} of {state['meta_steps']}, {status}")
+    print(f"fingerprint  {state['fingerprint']}")
+    print(f"config hash  {state['config_hash']}")
+    print(f"trained      {state['agent_steps']:,} agent steps, {state['frames']:,} frames, {state['seconds']:,.0f} s")
+    print(f"versions     {', '.join(f'{name} {value}' for name, value in sorted(state['versions'].items()))}")
+    for name, shape in state["parameters"].items():
+        print(f"parameter    {name} {'×'.join(map(str, shape))}")
+    for line in state["ignored"]:
+        print(f"note         {line}")
+    print("\n" + yaml.safe_dump(state["config"], sort_keys=False, width=100).rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,302 @@
+"""The configuration of a run: frozen, typed, read from YAML with ``key=value`` overrides.
+
+Every problem is one line that names the key, the value and what is allowed.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from leap_rl.types import BadInputError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RunConfig(_Section):
+    dir: Annotated[str, Field(min_length=1, description="the run directory")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    keep_checkpoints: PositiveInt = 3
+
+
+class RayConfig(_Section):
+    address: Annotated[str, Field(min_length=1, description="local, auto, host:port or ray://host:port")] = "local"
+
+
+class WorkersConfig(_Section):
+    count: PositiveInt = 2
+    cpus: Annotated[PositiveInt, Field(description="cores an actor steps its environments on")] = 1
+    gpus: NonNegativeFloat = 0.0
+
+
+class MetaConfig(_Section):
+    rule: Literal["leap"] = "leap"
+    steps: PositiveInt
+    batch_size: Annotated[PositiveInt, Field(description="tasks a meta-step")]
+    lr: PositiveFloat
+    lr_decay: Annotated[Literal["constant", "linear"], Field(description="over meta.steps; linear: to 0")] = "constant"
+    optimizer: Literal["sgd", "nesterov", "adam"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of nesterov")] = 0.9
+    metric: Literal["energy", "length"] = "energy"
+    use_loss: bool = True
+    stabilizer: bool = True
+    parameters: Literal["encoder", "all"] = "encoder"
+
+
+class TasksConfig(_Section):
+    games: Annotated[list[str], Field(min_length=1, description="the pool of meta-training")]
+    held_out: list[str] = []
+
+    @field_validator("games", "held_out")
+    @classmethod
+    def _canonical(cls, names: list[str]) -> list[str]:
+        from leap_rl.tasks import parse_game
+
+        try:
+            games = [str(parse_game(name)) for name in names]
+        except BadInputError as error:
+            raise ValueError(str(error)) from None
+        for name in games:
+            if games.count(name) > 1:
+                raise ValueError(f"{name} is listed {games.count(name)} times; each task may be listed once")
+        return games
+
+
+class TaskConfig(_Section):
+    agent_steps: Annotated[PositiveInt, Field(description="actions a task trains for, over all environments")]
+
+
+class AgentConfig(_Section):
+    num_envs: PositiveInt = 32
+    unroll: Annotated[PositiveInt, Field(description="agent steps per environment and update")] = 5
+    discount: Fraction = 0.99
+    entropy_cost: NonNegativeFloat = 0.01
+    value_cost: NonNegativeFloat = 0.5
+    reward_clip: Annotated[PositiveFloat | None, Field(description="|reward| at most; null: unclipped")] = 1.0
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    lr: PositiveFloat
+    rmsprop_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    epsilon: PositiveFloat = 1e-5
+    max_grad_norm: Annotated[PositiveFloat | None, Field(description="null: no clipping")] = None
+
+
+class EnvConfig(_Section):
+    frame_skip: Annotated[PositiveInt, Field(description="emulator frames per agent step")] = 4
+    sticky_actions: Annotated[Fraction, Field(description="chance that a frame repeats the last action")] = 0.25
+    noop_max: Annotated[int, Field(ge=0, description="no-ops after a reset: 1 to this many; 0: none")] = 30
+    max_episode_frames: PositiveInt = 108_000
+    life_loss: Annotated[Literal["ignore", "terminal"], Field(description="terminal: it cuts returns")] = "ignore"
+    full_action_space: Annotated[bool, Field(description="all 18 actions in every game")] = False
+    color: Literal["grey", "rgb"] = "grey"
+    screen_size: Annotated[int, Field(ge=36, le=210, description="pixels a side")] = 84
+    frame_stack: PositiveInt = 4
+
+
+class StreamConfig(_Section):
+    segment_updates: Annotated[PositiveInt, Field(description="gradient steps between increments")] = 500
+
+
+class LogConfig(_Section):
+    segments: Annotated[bool, Field(description="also log every segment, not only tasks and meta-steps")] = True
+
+
+class Config(_Section):
+    run: RunConfig
+    backend: Literal["ray", "serial"] = "ray"
+    ray: RayConfig = RayConfig()
+    workers: WorkersConfig = WorkersConfig()
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where the CPU has it")] = "auto"
+    meta: MetaConfig
+    tasks: TasksConfig
+    task: TaskConfig
+    agent: AgentConfig
+    env: EnvConfig = EnvConfig()
+    stream: StreamConfig = StreamConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps a task, rounded up to whole updates of num_envs × unroll agent steps."""
+        return -(-self.task.agent_steps // (self.agent.num_envs * self.agent.unroll))
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Config":
+        meta, tasks = self.meta, self.tasks
+        _require(
+            meta.batch_size <= len(tasks.games),
+            f"meta.batch_size = {meta.batch_size}: must be at most {len(tasks.games)}, the length of tasks.games",
+        )
+        for name in tasks.held_out:
+            _require(
+                name not in tasks.games, f"tasks.held_out = {name}: is also in tasks.games; a game is one or the other"
+            )
+        _require(
+            meta.parameters == "encoder" or self.env.full_action_space,
+            "meta.parameters = all: needs env.full_action_space = true, since heads must have one shape in every game",
+        )
+        needed = 2 if meta.use_loss else 1
+        update = self.agent.num_envs * self.agent.unroll
+        _require(
+            self.num_updates >= needed,
+            f"task.agent_steps = {self.task.agent_steps}: must be more than {update * (needed - 1)}: a path needs "
+            f"{needed} gradient steps of agent.num_envs × agent.unroll = {update} agent steps",
+        )
+        _require(
+            self.workers.gpus == 0 or self.device == "cuda",
+            f"workers.gpus = {self.workers.gpus}: needs device = cuda",
+        )
+        _require(
+            not (self.device == "cuda" and self.backend == "ray" and self.workers.gpus == 0),
+            "workers.gpus = 0: device = cuda needs a share of a GPU for each worker, e.g. workers.gpus = 0.25",
+        )
+        return self
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+# Keys that may differ when a run is resumed: they change where and how fast it runs, never its result.
+FREE_ON_RESUME = ("run.dir", "run.keep_checkpoints", "backend", "ray", "workers", "log")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf) pairs of nested mappings, in order."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The dotted keys and values that decide the result of a run."""
+    free = tuple(key + end for key in FREE_ON_RESUME for end in ("", "."))
+    return {
+        key: value
+        for key, value in flatten(config.model_dump())
+        if key not in free and not key.startswith(tuple(end for end in free if end.endswith(".")))
+    }
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of :func:`identity`: equal for runs that must end in the same initialization."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-4 is a number, not a string) and duplicate keys refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise BadInputError(f"{what}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies overrides such as ``meta.steps=20``.
+
+    Raises BadInputError, one line, for a file that cannot be read or anything that is not allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadInputError(f"config {path}: {reason}") from None
+    tree = _parse_yaml(text, f"config {path}")
+    if not isinstance(tree, dict):
+        raise BadInputError(f"config {path}: must be a YAML mapping of sections, not {type(tree).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise BadInputError(f"override {override!r}: must be key=value, e.g. meta.steps=20")
+        section: Any = tree
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise BadInputError(f"override {override!r}: {parent} is not a section")
+        section[leaf] = _parse_yaml(value, f"override {override!r}")
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Validates nested mappings. Raises BadInputError, one line."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise BadInputError(problems[0] + more) from None
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and not key:
+        return str(message)
+    if problem["type"] == "missing":
+        return f"{key}: is missing and has no default"
+    value = problem["input"]
+    shown = json.dumps(value, default=str) if not isinstance(value, str) else value
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.4)
+        return f"{key} = {shown}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{key} = {shown}: {message.replace('Input should', 'must').replace('must be a valid', 'must be a')}"
+
+
+def all_keys() -> list[str]:
+    """Every dotted key of the configuration."""
+    return [key for key, _ in describe_keys()]
+
+
+def describe_keys() -> Iterator[tuple[str, str]]:
+    """(dotted key, type, default and meaning) of every key, for ``leap-rl train --help``."""
+
+    def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+        for name, info in model.model_fields.items():
+            kind: Any = info.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from walk(kind, f"{prefix}{name}.")
+                continue
+            allowed = " | ".join(map(str, kind.__args__)) if getattr(kind, "__origin__", None) is Literal else ""
+            default = "required" if info.is_required() else f"default {json.dumps(info.default)}"
+            yield f"{prefix}{name}", "; ".join(filter(None, (allowed, info.description, default)))
+
+    return walk(Config, "")

@@ -1,0 +1,232 @@
+"""Leap: the meta-gradient of a learning process, from one pass over its path.
+
+Source: Flennerhag, Moreno, Lawrence, Damianou, "Transferring Knowledge across Learning Processes",
+ICLR 2019 (arXiv 1812.01054v3), Algorithm 1 and equation 8, with the Jacobian taken as the identity.
+
+A learning process starts at the shared initialization θ⁰ and visits ψ⁰ = θ⁰, ψ¹, …, ψᴷ. Together with the
+loss f it walks a path through the points γⁱ = (ψⁱ, f(ψⁱ)). With Δθⁱ = ψⁱ⁺¹ − ψⁱ, Δfⁱ = f(ψⁱ⁺¹) − f(ψⁱ) and
+∇fⁱ the gradient at ψⁱ, move i adds to the meta-gradient
+
+    energy (p = 2):   −( Δθⁱ + Δfⁱ ∇fⁱ )
+    length (p = 1):   −( Δθⁱ + Δfⁱ ∇fⁱ ) / ‖γⁱ⁺¹ − γⁱ‖,      ‖γⁱ⁺¹ − γⁱ‖ = sqrt( ‖Δθⁱ‖² + (Δfⁱ)² )
+
+and the meta-optimizer steps θ⁰ against the sum. The path length is Σ ‖γⁱ⁺¹ − γⁱ‖, the energy its sum of
+squares; both are reported whichever of them is descended.
+
+What the equation leaves open, and what is done here:
+
+* Constant factors (the 2 of p = 2) are left to the meta learning rate.
+* Stabilizer: where the loss rose (Δfⁱ > 0) the sign of Δfⁱ in the numerator is flipped, so that the loss
+  term never pushes θ⁰ uphill. The norm does not depend on the sign.
+* Without the loss term (``use_loss=False``) Δf is left out of the numerator and of the norm. The energy's
+  increments then telescope to θ⁰ − ψᴷ, which is Reptile.
+* K recorded points make K − 1 moves. The optimizer's last move ends at a point that was never recorded:
+  without the loss term ``finish(parameters)`` includes it; with the loss term it is left out, since no
+  honest Δf exists for it, unless one more loss is evaluated: ``finish(parameters, loss)``.
+* A move of length zero contributes nothing.
+* A path that meets a non-finite loss, gradient or parameter contributes nothing and is reported as
+  ``failed``. What is recorded after that is ignored.
+* The share −Δθⁱ of the energy telescopes, so it is taken as the difference of the path's two ends: one
+  rounding instead of K, and Reptile's identity holds to the last bit.
+* Only the tensors that are given enter Δθ, ∇f and the norm: what is not meta-learned is not recorded.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Metric = Literal["energy", "length"]
+
+
+class PathAccumulator:
+    """Accumulates Leap's meta-gradient along one path, in constant memory.
+
+    Call :meth:`record` at every gradient step, after ``backward()`` and before the optimizer moves the
+    parameters; then :meth:`finish` once; then read :meth:`increment`. A long path can be taken in pieces:
+    :meth:`cut` returns the increment so far and goes on from the same point, so that the pieces of a path
+    sum to its increment.
+
+    Tensors are copied on entry: no reference to them and no autograd history is kept. Everything is
+    computed in the dtype and on the device that is given (float64 in, float64 out).
+    """
+
+    def __init__(self, metric: Metric = "energy", use_loss: bool = True, stabilizer: bool = True) -> None:
+        if metric not in ("energy", "length"):
+            raise ValueError(f"metric must be 'energy' or 'length', not {metric!r}")
+        self.metric = metric
+        self.use_loss = use_loss
+        self.stabilizer = stabilizer
+        self.failed: str | None = None  # why the path contributes nothing, or None
+        self.finished = False
+        self._point: dict[str, Tensor] = {}  # ψⁱ, the newest point
+        self._gradient: dict[str, Tensor] = {}  # ∇fⁱ
+        self._loss = math.nan  # f(ψⁱ)
+        self._move: dict[str, Tensor] = {}  # scratch for Δθⁱ
+        self._clear_sums()
+
+    def _clear_sums(self) -> None:
+        self._start: dict[str, Tensor] = {}  # ψ before the piece's first move, where −Δθ telescopes (energy)
+        self._sum: dict[str, Tensor] = {}  # everything of the piece's increment that does not telescope
+        self.path_length = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖ since the start or the last cut
+        self.energy = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖²
+        self.num_points = 0
+        self.num_moves = 0
+        self.num_rises = 0  # moves on which the loss rose: where the stabilizer acts
+
+    @torch.no_grad()
+    def record(self, loss: float | Tensor, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """Records the point (ψⁱ, f(ψⁱ)) and the gradient ∇fⁱ taken there.
+
+        ``parameters`` and ``gradients`` map the same names to tensors of the same shapes at every call.
+        Raises ValueError where they do not, RuntimeError after :meth:`finish`.
+        """
+        if self.finished:
+            raise RuntimeError("record() after finish(): the path is closed")
+        self._check("parameters", parameters, self._point or parameters)
+        self._check("gradients", gradients, parameters)
+        if self.failed:
+            return
+        loss = _number(loss)
+        if not math.isfinite(loss):
+            self._fail("non-finite loss")
+        elif not all(_is_finite(value) for value in gradients.values()):
+            self._fail("non-finite gradient")
+        elif self._point:
+            self._advance(parameters, loss)
+        else:
+            self._point = {name: value.detach().clone() for name, value in parameters.items()}
+            if not all(_is_finite(value) for value in self._point.values()):
+                self._fail("non-finite parameter")
+        if self.failed is not None:
+            return
+        self._loss = loss
+        self.num_points += 1
+        if self.use_loss:
+            for name, value in gradients.items():
+                if name in self._gradient:
+                    self._gradient[name].copy_(value)
+                else:
+                    self._gradient[name] = value.detach().clone()
+
+    @torch.no_grad()
+    def finish(self, parameters: Mapping[str, Tensor] | None = None, loss: float | Tensor | None = None) -> None:
+        """Closes the path. ``parameters`` is where the optimizer's last move ended.
+
+        The last move is included without the loss term, or where ``loss``, evaluated at ``parameters``, is
+        given; otherwise it is left out (see the head of this module).
+        """
+        self.finished = True
+        if parameters is None or self.failed or not self._point:
+            return
+        self._check("parameters", parameters, self._point)
+        if loss is not None and not math.isfinite(_number(loss)):
+            self._fail("non-finite loss")
+        elif loss is not None:
+            self._advance(parameters, _number(loss))
+        elif not self.use_loss:
+            self._advance(parameters, self._loss)
+
+    def increment(self) -> dict[str, Tensor]:
+        """The meta-gradient of the path since its start or the last :meth:`cut`: name → tensor.
+
+        Zeros for a failed path and for one of a single point; empty if nothing was recorded.
+        """
+        increment = {name: torch.zeros_like(value) for name, value in self._point.items()}
+        if not self.failed:
+            for name, start in self._start.items():
+                torch.sub(start, self._point[name], out=increment[name])
+            for name, value in self._sum.items():
+                increment[name] += value
+        return increment
+
+    def cut(self) -> dict[str, Tensor]:
+        """Returns :meth:`increment` and starts the next piece of the path at the newest point."""
+        increment = self.increment()
+        self._clear_sums()
+        return increment
+
+    def _advance(self, parameters: Mapping[str, Tensor], loss: float) -> None:
+        """Adds the move from the newest point to (``parameters``, ``loss``)."""
+        squared_norm = 0.0
+        for name, point in self._point.items():
+            if name not in self._move:
+                self._move[name] = torch.empty_like(point)
+            move = torch.sub(parameters[name], point, out=self._move[name]).flatten()
+            squared_norm += float(torch.dot(move, move))
+        loss_change = loss - self._loss if self.use_loss else 0.0
+        squared_norm += loss_change**2
+        if not math.isfinite(squared_norm):
+            self._fail("non-finite parameter")
+            return
+
+        norm = math.sqrt(squared_norm)
+        self.path_length += norm
+        self.energy += squared_norm
+        self.num_moves += 1
+        self.num_rises += loss_change > 0
+        if self.stabilizer and loss_change > 0:
+            loss_change = -loss_change
+        if norm > 0 and self.metric == "length":
+            self._add(self._move, -1 / norm)
+            self._add(self._gradient, -loss_change / norm)
+        elif norm > 0:
+            self._add(self._gradient, -loss_change)
+            self._start = self._start or {name: value.clone() for name, value in self._point.items()}
+        for name, point in self._point.items():
+            point.copy_(parameters[name])
+
+    def _add(self, direction: Mapping[str, Tensor], weight: float) -> None:
+        for name, value in direction.items():  # empty for ∇f without the loss term
+            if name not in self._sum:
+                self._sum[name] = torch.zeros_like(value)
+            self._sum[name].add_(value, alpha=weight)
+
+    def _fail(self, reason: str) -> None:
+        self.failed = reason
+
+    @staticmethod
+    def _check(what: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+        if given.keys() != expected.keys():
+            raise ValueError(f"{what} must be named {sorted(expected)}, not {sorted(given)}")
+        for name, value in given.items():
+            shape = expected[name].shape
+            if value is None or value.shape != shape:
+                found = None if value is None else tuple(value.shape)
+                raise ValueError(f"{what}: {name} must be a tensor of shape {tuple(shape)}, not {found}")
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the accumulator holds, as named tensors; :meth:`load_state` puts it back exactly."""
+        numbers = [self._loss, self.path_length, self.energy, self.num_points, self.num_moves, self.num_rises]
+        state = {"numbers": torch.tensor([*numbers, self.finished], dtype=torch.float64)}
+        state["failed"] = torch.frombuffer(bytearray((self.failed or "").encode() + b"\0"), dtype=torch.uint8)
+        groups = {"start": self._start, "point": self._point, "gradient": self._gradient, "sum": self._sum}
+        for group, tensors in groups.items():
+            state.update({f"{group}/{name}": value.clone() for name, value in tensors.items()})
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what :meth:`state` returned, in an accumulator made with the same arguments."""
+        numbers = state["numbers"].tolist()
+        self._loss, self.path_length, self.energy = numbers[:3]
+        self.num_points, self.num_moves, self.num_rises = map(int, numbers[3:6])
+        self.finished = bool(numbers[6])
+        self.failed = bytes(state["failed"].tolist())[:-1].decode() or None
+        groups: dict[str, dict[str, Tensor]] = {"start": {}, "point": {}, "gradient": {}, "sum": {}}
+        for key, value in state.items():
+            group, _, name = key.partition("/")
+            if group in groups:
+                groups[group][name] = value.clone()
+        self._start, self._point = groups["start"], groups["point"]
+        self._gradient, self._sum = groups["gradient"], groups["sum"]
+
+
+def _number(loss: float | Tensor) -> float:
+    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether every element is finite. A finite sum proves it in one cheap pass; only an overflow does not."""
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())

@@ -1,0 +1,223 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard event files and the terminal. docs/metrics.md lists all.
+
+TensorBoard gets one run for the meta-steps (``meta``, by meta-step) and one for each game (by agent steps,
+counted through the meta-steps: meta_step × task.agent_steps + agent steps of the task), so that one chart
+compares the games.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from leap_rl.config import Config
+from leap_rl.learner import MetaStep, TaskReport
+from leap_rl.run import Progress, RunDirectory
+from leap_rl.types import Task
+
+PLAIN_SECONDS = 30.0  # between status lines where output is not a terminal
+MEANS = ("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "clipped_reward")
+
+
+class Monitor:
+    """Use in a ``with`` statement: closing it flushes the event files and takes the progress bars down."""
+
+    def __init__(self, config: Config, run: RunDirectory, stream: TextIO = sys.stderr) -> None:
+        self._config = config
+        self._run = run
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._bar_of: dict[int, Any] = {}  # slot → progress bar
+        self._writers: dict[str, SummaryWriter] = {}
+        self._first_meta_step = 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bars:
+            self._bars.stop()
+        for writer in self._writers.values():
+            writer.close()
+
+    def start(self, meta_step: int, progress: Progress, ignored: Sequence[str]) -> None:
+        """Says where the run begins. ``ignored``: checkpoints that were passed over, a line each."""
+        self._first_meta_step = meta_step
+        for line in ignored:
+            self._say(f"[yellow]{line}[/]")
+        steps, run = self._config.meta.steps, self._run.path
+        if meta_step >= steps:
+            self._say(f"{run}: finished, all {steps} meta-steps are done")
+        elif meta_step:
+            self._say(f"{run}: resuming at meta-step {meta_step + 1} of {steps}")
+        else:
+            self._say(f"{run}: a new run of {steps} meta-steps")
+
+    def begin_meta_step(self, meta_step: int, tasks: Sequence[Task]) -> None:
+        title = f"meta-step {meta_step + 1}/{self._config.meta.steps}"
+        if not self._console.is_terminal:
+            self._say(f"{title}: {', '.join(task.name for task in tasks)}")
+            return
+        if self._bars:
+            self._bars.stop()
+        self._bars = Bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("agent steps"),
+            TimeElapsedColumn(), console=self._console, transient=True,
+        )  # fmt: skip
+        self._bars.start()
+        total = self._config.num_updates * self._config.agent.num_envs * self._config.agent.unroll
+        whole = self._bars.add_task(f"[bold]{title}[/]", total=total * len(tasks))
+        self._bar_of = {task.slot: self._bars.add_task(task.name, total=total) for task in tasks} | {-1: whole}
+
+    def log_segment(self, report: TaskReport) -> None:
+        """A task has come one segment further."""
+        task, segment = report.task, report.segment
+        if self._bars:
+            self._bars.update(self._bar_of[task.slot], completed=report.statistics["agent_steps"])
+            self._bars.advance(self._bar_of[-1], segment["agent_steps"])
+        step = task.meta_step * self._config.task.agent_steps + int(report.statistics["agent_steps"])
+        rows = []
+        if self._config.log.segments:
+            rows.append(_task_row("segment", report, segment))
+        if report.done:
+            rows.append(_task_row("task", report, report.statistics))
+        self._run.append_metrics(rows)
+        writer = self._writer(task.name, purge_step=self._first_meta_step * self._config.task.agent_steps + 1)
+        for name, value in _task_row("segment", report, segment).items():
+            if name in (*MEANS, "episodic_return", "episode_length", "episodes") and value is not None:
+                writer.add_scalar(f"game/{name}", value, step)
+        writer.add_scalar("game/frames", report.statistics["frames"], step)
+        writer.add_scalar("game/agent_steps", report.statistics["agent_steps"], step)
+        if report.failed:
+            self._say(f"[red]{task}: failed, left out of the meta-batch: {report.failed}[/]")
+        elif not self._console.is_terminal:
+            self._say_plainly(report)
+
+    def _say_plainly(self, report: TaskReport) -> None:
+        """A line for each finished task, and a sign of life between them."""
+        steps, seconds = report.statistics["agent_steps"], report.statistics["seconds"]
+        text = f"  {report.task.name}: {steps:,.0f} agent steps, {steps / max(seconds, 1e-9):,.0f} a second"
+        if report.done:
+            self._say(f"{text}, return {_return_text(report.statistics)}, path length {report.path_length:.2f}")
+        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self._say(text)
+
+    def log_meta_step(
+        self, outcome: MetaStep, progress: Progress, drift: float, seconds: float, num_workers: int
+    ) -> None:
+        """The learner has stepped. ``progress``: totals of the run, this meta-step included."""
+        agent_steps = sum(task.statistics["agent_steps"] for task in outcome.tasks)
+        busy = sum(task.statistics["seconds"] for task in outcome.tasks)
+        moves = sum(task.num_moves for task in outcome.tasks)
+        scalars = {
+            "path_length": outcome.path_length,
+            "energy": outcome.energy,
+            "meta_gradient_norm": outcome.meta_gradient_norm,
+            "update_norm": outcome.update_norm,
+            "initialization_drift": drift,
+            "lr": outcome.lr,
+            "loss_rise_fraction": sum(task.num_rises for task in outcome.tasks) / max(moves, 1),
+            "agent_steps": progress.agent_steps,
+            "frames": progress.frames,
+            "agent_steps_per_second": agent_steps / seconds,
+            "worker_utilization": busy / (num_workers * seconds),
+            "seconds": seconds,
+            "failed_tasks": sum(task.failed is not None for task in outcome.tasks),
+            "refused_increments": outcome.refused,
+        }
+        self._run.append_metrics([{"kind": "meta_step", "meta_step": outcome.meta_step, **scalars}])
+        writer = self._writer("meta", purge_step=self._first_meta_step)
+        for name, value in scalars.items():
+            writer.add_scalar(f"meta/{name}", value, outcome.meta_step)
+        for task in outcome.tasks:
+            name = f"task/path_length/{task.task.name}"
+            writer.add_scalar(name, task.path_length, outcome.meta_step)
+            if task.statistics["episodes"]:
+                mean = task.statistics["score_sum"] / task.statistics["episodes"]
+                writer.add_scalar(f"task/episodic_return/{task.task.name}", mean, outcome.meta_step)
+        for writer in self._writers.values():
+            writer.flush()
+        self._say(
+            f"[bold]meta-step {outcome.meta_step + 1}/{self._config.meta.steps}[/]: "
+            f"path length {outcome.path_length:.2f}, energy {outcome.energy:.3g}, "
+            f"{agent_steps / seconds:,.0f} agent steps/s, {seconds:.0f} s"
+        )
+
+    def _writer(self, name: str, purge_step: int) -> SummaryWriter:
+        """The event file of ``meta`` or of a game; what an interrupted session wrote past ``purge_step``
+        disappears from TensorBoard."""
+        if name not in self._writers:
+            directory = self._run.tensorboard / name.replace(":", "_").replace(",", "_").replace("=", "")
+            self._writers[name] = SummaryWriter(str(directory), purge_step=purge_step)
+        return self._writers[name]
+
+    def _say(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(text)
+
+
+def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) -> dict[str, Any]:
+    """A row of metrics.jsonl: of one segment, or of a whole task."""
+    row: dict[str, Any] = {
+        "kind": kind,
+        "meta_step": report.task.meta_step,
+        "slot": report.task.slot,
+        "game": report.task.name,
+        "task_agent_steps": int(report.statistics["agent_steps"]),
+        "agent_steps": int(statistics["agent_steps"]),
+        "frames": int(statistics["frames"]),
+        "seconds": round(statistics["seconds"], 3),
+        "episodes": int(statistics["episodes"]),
+        "episodic_return": _mean(statistics, "score_sum"),
+        "episode_length": _mean(statistics, "episode_length_sum"),
+        **{name: statistics[name] for name in MEANS},
+    }
+    if kind == "task":
+        row |= {"path_length": report.path_length, "energy": report.energy, "moves": report.num_moves,
+                "loss_rises": report.num_rises, "failed": report.failed}  # fmt: skip
+    return row
+
+
+def _mean(statistics: Mapping[str, float], name: str) -> float | None:
+    """Mean over the episodes that ended, or None where none did."""
+    return statistics[name] / statistics["episodes"] if statistics["episodes"] else None
+
+
+def _return_text(statistics: Mapping[str, float]) -> str:
+    mean = _mean(statistics, "score_sum")
+    return "–" if mean is None else f"{mean:.1f}"
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a meta-step, from the rows of metrics.jsonl."""
+    table = Table(title="Meta-training", title_justify="left", caption=CAPTION, caption_justify="left")
+    for name in ("meta-step", "path length", "energy", "agent steps", "frames", "steps/s"):
+        table.add_column(name, justify="right")
+    table.add_column("mean episodic return (raw score)")
+    for row in rows:
+        if row["kind"] != "meta_step":
+            continue
+        tasks = [task for task in rows if task["kind"] == "task" and task["meta_step"] == row["meta_step"]]
+        returns = sorted((t["game"], t["episodic_return"]) for t in tasks if t["episodic_return"] is not None)
+        shown = ", ".join(f"{game} {value:.1f}" for game, value in returns[:6])
+        more = f" and {len(returns) - 6} more" if len(returns) > 6 else ""
+        steps = sum(task["agent_steps"] for task in tasks)
+        frames = sum(task["frames"] for task in tasks)
+        table.add_row(
+            str(row["meta_step"] + 1), f"{row['path_length']:.2f}", f"{row['energy']:.2f}", f"{steps:,}",
+            f"{frames:,}", f"{row['agent_steps_per_second']:,.0f}", shown + more or "no episode ended",
+        )  # fmt: skip
+    return table
+
+
+CAPTION = (
+    "Path length and energy: how far, and how steeply, the games' parameters had to travel (means over the games);\n"
+    "a shorter path is what Leap trains for. Agent steps: actions taken; a step is several emulator frames."
+)

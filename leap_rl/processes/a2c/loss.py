@@ -1,0 +1,48 @@
+"""The loss of advantage actor-critic (A2C, the synchronous form of Mnih et al. 2016, "Asynchronous Methods").
+
+T is time within an unroll, B is environments.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class A2CLoss(NamedTuple):
+    """``total`` = policy + value_cost × value − entropy_cost × entropy; scalars, means over T and B."""
+
+    total: Tensor
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+
+
+def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
+    """R[t] = rewards[t] + discounts[t] · R[t+1], with R[T] = bootstrap.
+
+    ``rewards``, ``discounts`` [T, B]; a discount of 0 ends an episode; ``bootstrap`` [B], the value of what
+    follows the unroll. Returns [T, B]. (Mnih et al. 2016, algorithm S3.)
+    """
+    returns = torch.empty_like(rewards)
+    following = bootstrap
+    for t in reversed(range(len(rewards))):
+        following = rewards[t] + discounts[t] * following
+        returns[t] = following
+    return returns
+
+
+def a2c_loss(
+    logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor, value_cost: float, entropy_cost: float
+) -> A2CLoss:
+    """``logits`` [T, B, A], ``values`` [T, B], ``actions`` int64 [T, B], ``returns`` [T, B].
+
+    No gradient flows through the returns, nor through the advantage of the policy term.
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    chosen = log_probabilities.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    advantages = returns.detach() - values
+    policy = -(advantages.detach() * chosen).mean()
+    value = advantages.square().mean()
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
+    return A2CLoss(policy + value_cost * value - entropy_cost * entropy, policy, value, entropy)

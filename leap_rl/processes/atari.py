@@ -1,0 +1,210 @@
+"""A vector of Atari games whose whole state is a value: it can be saved, moved and put back to the same bits.
+
+Preprocessing is that of Machado et al., "Revisiting the Arcade Learning Environment" (2018), as in
+gymnasium's AtariPreprocessing: an action is held for ``frame_skip`` frames, the observation is the maximum
+of the last two, resized by area. Stepping ``ALEInterface`` objects is as fast as ale-py's own vector
+environment on one core, and only they can be snapshotted (docs/adr/0002-emulators-as-values.md).
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import ale_py
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leap_rl.config import EnvConfig
+from leap_rl.tasks import Game, open_game
+from leap_rl.types import Tensors
+
+cv2.setNumThreads(0)  # one thread: resizing is called from threads that own a core already
+
+
+class Episode(NamedTuple):
+    """A finished game."""
+
+    score: float  # sum of raw rewards: the game's own score
+    length: int  # agent steps
+
+
+class Step(NamedTuple):
+    """What one action in each of B environments led to."""
+
+    observations: NDArray[np.uint8]  # [B, C, H, W]; the vector's own buffer: valid until the next step
+    rewards: NDArray[np.float32]  # [B], raw
+    terminated: NDArray[np.bool_]  # [B]; the value of what follows is 0
+    truncated: NDArray[np.bool_]  # [B]; cut by the frame limit: the value of final_observations follows
+    final_observations: dict[int, NDArray[np.uint8]]  # env → [C, H, W], for truncated environments
+    episodes: list[Episode]  # games that ended with this step
+
+
+class AtariVector:
+    """``num_envs`` copies of one game, stepped together; a game that ends starts anew in the same step.
+
+    Every environment has its own emulator seed; no-op counts come from one generator of the vector. C is
+    ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills the stack
+    with its first frame. A game that ends within the skipped frames shows the frames it still had.
+    """
+
+    def __init__(self, game: Game, num_envs: int, config: EnvConfig, seed: int, num_threads: int = 1) -> None:
+        emulator_seeds, noop_seed = np.random.SeedSequence(seed).spawn(2)
+        self.num_envs = num_envs
+        self.config = config
+        self._emulators = [
+            _open(game, config, int(value) >> 1) for value in emulator_seeds.generate_state(num_envs, np.uint32)
+        ]
+        first = self._emulators[0]
+        self._actions = first.getLegalActionSet() if config.full_action_space else first.getMinimalActionSet()
+        self._noops = torch.Generator().manual_seed(int(noop_seed.generate_state(1)[0]))
+
+        grey, size = config.color == "grey", config.screen_size
+        screen = first.getScreenDims() if grey else (*first.getScreenDims(), 3)
+        self._frames = np.zeros((num_envs, 2, *screen), np.uint8)  # the last two raw frames
+        self._resized = np.zeros((num_envs, size, size) if grey else (num_envs, size, size, 3), np.uint8)
+        self._channels = 1 if grey else 3
+        self.observations = np.zeros((num_envs, self._channels * config.frame_stack, size, size), np.uint8)
+        self._scores = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._lives = np.zeros(num_envs, np.int64)
+        self.num_frames = 0  # emulator frames since the start, no-ops included
+
+        self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._slices = [range(i, num_envs, num_threads) for i in range(num_threads)]
+        for env in range(num_envs):
+            self._new_game(env)
+
+    @property
+    def num_actions(self) -> int:
+        return len(self._actions)
+
+    def step(self, actions: NDArray[np.int64]) -> Step:
+        """Takes ``actions`` [B], each in [0, num_actions). Raises IndexError for any other."""
+        rewards = np.zeros(self.num_envs, np.float32)
+        frames = np.zeros(self.num_envs, np.int64)
+        self._in_parallel(lambda envs: self._act(envs, actions, rewards, frames))
+        self.num_frames += int(frames.sum())
+        self._scores += rewards
+        self._lengths += 1
+
+        terminated = np.zeros(self.num_envs, np.bool_)
+        truncated = np.zeros(self.num_envs, np.bool_)
+        final_observations: dict[int, NDArray[np.uint8]] = {}
+        episodes: list[Episode] = []
+        for env, emulator in enumerate(self._emulators):
+            lives = emulator.lives()
+            if emulator.game_over(with_truncation=False):
+                terminated[env] = True
+            elif self._out_of_frames(emulator):
+                truncated[env] = True
+                final_observations[env] = self.observations[env].copy()
+            elif lives < self._lives[env] and self.config.life_loss == "terminal":
+                terminated[env] = True  # the game itself goes on
+            self._lives[env] = lives
+            if truncated[env] or emulator.game_over(with_truncation=False):
+                episodes.append(Episode(float(self._scores[env]), int(self._lengths[env])))
+                self._new_game(env)
+        return Step(self.observations, rewards, terminated, truncated, final_observations, episodes)
+
+    def _in_parallel(self, work: Callable[[Iterable[int]], None]) -> None:
+        if self._pool is None:
+            work(range(self.num_envs))
+        else:
+            list(self._pool.map(work, self._slices))  # list: raise what a thread raised
+
+    def _act(
+        self, envs: Iterable[int], actions: NDArray[np.int64], rewards: NDArray[Any], frames: NDArray[Any]
+    ) -> None:
+        """Holds each environment's action for ``frame_skip`` frames and pushes the frame that results."""
+        skip = self.config.frame_skip
+        for env in envs:
+            emulator, action = self._emulators[env], self._actions[_index(actions[env], len(self._actions))]
+            reward, captured = 0, 0
+            for frame in range(skip):
+                reward += emulator.act(action)
+                frames[env] += 1
+                ended = emulator.game_over(with_truncation=False) or self._out_of_frames(emulator)
+                if frame >= skip - 2 or ended:
+                    self._capture(env, captured)
+                    captured += 1
+                if ended:
+                    break
+            rewards[env] = reward
+            self._push_frame(env, captured)
+
+    def _out_of_frames(self, emulator: ale_py.ALEInterface) -> bool:
+        return bool(emulator.getEpisodeFrameNumber() >= self.config.max_episode_frames)
+
+    def _capture(self, env: int, index: int) -> None:
+        emulator, buffer = self._emulators[env], self._frames[env, index]
+        emulator.getScreenGrayscale(buffer) if self._channels == 1 else emulator.getScreenRGB(buffer)
+
+    def _push_frame(self, env: int, captured: int) -> None:
+        """Maximum of the captured frames → resize → newest frame of the stack."""
+        frames, resized, stack = self._frames[env], self._resized[env], self.observations[env]
+        newest = np.maximum(frames[0], frames[1], out=frames[0]) if captured == 2 else frames[0]
+        cv2.resize(newest, resized.shape[:2], dst=resized, interpolation=cv2.INTER_AREA)
+        stack[: -self._channels] = stack[self._channels :]
+        stack[-self._channels :] = resized if self._channels == 1 else resized.transpose(2, 0, 1)
+
+    def _new_game(self, env: int) -> None:
+        emulator = self._emulators[env]
+        emulator.reset_game()
+        if self.config.noop_max:
+            noops = int(torch.randint(1, self.config.noop_max + 1, (), generator=self._noops))
+            for _ in range(noops):
+                emulator.act(0)
+                if emulator.game_over():
+                    emulator.reset_game()
+            self.num_frames += noops
+        self._scores[env] = self._lengths[env] = 0
+        self._lives[env] = emulator.lives()
+        self._capture(env, 0)
+        for _ in range(self.config.frame_stack):
+            self._push_frame(env, captured=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole state as named tensors (copies): about 15 kB an environment, and its frame stack."""
+        state = {
+            "observations": torch.from_numpy(self.observations.copy()),
+            "scores": torch.from_numpy(self._scores.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "lives": torch.from_numpy(self._lives.copy()),
+            "num_frames": torch.tensor(self.num_frames),
+            "noops": self._noops.get_state(),
+        }
+        for env, emulator in enumerate(self._emulators):
+            snapshot = emulator.cloneState(include_rng=True).__getstate__()
+            state[f"emulator/{env:04d}"] = torch.frombuffer(bytearray(snapshot), dtype=torch.uint8)
+        return state
+
+    def load_state(self, state: Tensors) -> None:
+        """Puts back what :meth:`state` of a vector with the same arguments returned."""
+        self.observations[:] = state["observations"].numpy()
+        self._scores[:] = state["scores"].numpy()
+        self._lengths[:] = state["lengths"].numpy()
+        self._lives[:] = state["lives"].numpy()
+        self.num_frames = int(state["num_frames"])
+        self._noops.set_state(state["noops"])
+        for env, emulator in enumerate(self._emulators):
+            snapshot = ale_py.ALEState.__new__(ale_py.ALEState)
+            snapshot.__setstate__(state[f"emulator/{env:04d}"].numpy().tobytes())  # type: ignore[arg-type]
+            emulator.restoreState(snapshot)
+
+
+def _open(game: Game, config: EnvConfig, seed: int) -> ale_py.ALEInterface:
+    emulator = open_game(game.rom, seed, config.sticky_actions)
+    if game.mode is not None:
+        emulator.setMode(game.mode)
+    if game.difficulty is not None:
+        emulator.setDifficulty(game.difficulty)
+    return emulator
+
+
+def _index(action: Any, num_actions: int) -> int:
+    if not 0 <= action < num_actions:
+        raise IndexError(f"action {action}: must be in [0, {num_actions})")
+    return int(action)

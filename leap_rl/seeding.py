@@ -1,0 +1,19 @@
+"""Every random stream of a run, keyed by what it is for, so that no stream depends on who draws first."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a stream is for. The numbers are part of the results: never reuse or reorder them."""
+
+    INITIALIZATION = 0  # the run's first shared initialization
+    META_BATCH = 1  # which tasks a meta-step trains on
+    TASK = 2  # one task: its heads, actions and environments
+
+
+def derive_seed(run_seed: int, purpose: Purpose, *key: int) -> int:
+    """A 63-bit seed for one stream of a run, e.g. ``derive_seed(seed, Purpose.TASK, meta_step, slot)``."""
+    sequence = np.random.SeedSequence(run_seed, spawn_key=(int(purpose), *key))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

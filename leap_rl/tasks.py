@@ -1,0 +1,145 @@
+"""Tasks: the Atari games there are, their modes and difficulties, and which of them a meta-step trains on."""
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import ale_py
+import numpy as np
+from ale_py import roms
+
+from leap_rl.seeding import Purpose, derive_seed
+from leap_rl.types import BadInputError, Task
+
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+TWO_PLAYER_ROMS = frozenset({"combat", "joust", "maze_craze", "warlords"})  # loadROM aborts the process
+OUT_OF_DISTRIBUTION = ("alien", "gravitar", "road_runner")  # the paper's, with 18 actions
+HELD_OUT = ("breakout", "space_invaders")  # the paper's
+# The paper's pool: the classic games with at most 10 actions, the two held out left aside (Appendix F).
+META_TRAINING = (
+    "air_raid", "amidar", "assault", "asterix", "atlantis", "beam_rider", "bowling", "carnival",
+    "crazy_climber", "demon_attack", "enduro", "freeway", "gopher", "ms_pacman", "name_this_game",
+    "phoenix", "pong", "pooyan", "qbert", "skiing", "time_pilot", "tutankham", "up_n_down",
+    "video_pinball", "wizard_of_wor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Game:
+    """A game as a task: None stands for the ROM's own default mode or difficulty."""
+
+    rom: str
+    mode: int | None = None
+    difficulty: int | None = None
+
+    def __str__(self) -> str:
+        options = [f"{key}={value}" for key, value in (("mode", self.mode), ("difficulty", self.difficulty))
+                   if value is not None]  # fmt: skip
+        return self.rom + (":" + ",".join(options) if options else "")
+
+
+@dataclass(frozen=True)
+class GameInfo:
+    """What a ROM offers, as ALE reports it."""
+
+    name: str
+    num_actions: int  # of the minimal action set
+    modes: tuple[int, ...]
+    difficulties: tuple[int, ...]
+    default_mode: int
+    default_difficulty: int
+    seconds_per_step: float  # emulation of one agent step of 4 frames, on the machine that wrote the file
+
+    @property
+    def pool(self) -> str:
+        """Which of the paper's pools the game is in, or "-"."""
+        for pool, names in (("meta-training", META_TRAINING), ("held-out", HELD_OUT),
+                            ("out-of-distribution", OUT_OF_DISTRIBUTION)):  # fmt: skip
+            if self.name in names:
+                return pool
+        return "-"
+
+
+def open_game(name: str, seed: int = 0, sticky_actions: float = 0.0) -> ale_py.ALEInterface:
+    """A fresh emulator with the ROM loaded. ``seed``: 31 bits; ``sticky_actions``: probability."""
+    emulator = ale_py.ALEInterface()
+    emulator.setInt("random_seed", seed)
+    emulator.setFloat("repeat_action_probability", sticky_actions)
+    emulator.loadROM(roms.get_rom_path(name))
+    return emulator
+
+
+@functools.cache
+def catalogue() -> dict[str, GameInfo]:
+    """Every one-player game that ships with ale-py, by name.
+
+    ``games.json`` is written by ``python -m benchmarks.games``, which asks ALE (10 s for all ROMs) and
+    times each; a test holds it against ALE.
+    """
+    rows = json.loads((files("leap_rl") / "games.json").read_text())
+    return {row["name"]: GameInfo(**row | {key: tuple(row[key]) for key in ("modes", "difficulties")}) for row in rows}
+
+
+def parse_game(text: str) -> Game:
+    """Reads ``breakout``, ``SpaceInvaders`` or ``breakout:mode=4,difficulty=1``.
+
+    A mode or difficulty that is the default is dropped, so that equal tasks have equal names. Raises
+    BadInputError for an unknown or two-player game and for a mode or difficulty it does not have.
+    """
+    name, _, options = text.partition(":")
+    rom = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower().replace("-", "_")
+    if rom in TWO_PLAYER_ROMS:
+        raise BadInputError(f"{rom} is a game for two players, which ALE cannot run with one agent")
+    info = catalogue().get(rom)
+    if info is None:
+        near = difflib.get_close_matches(rom, catalogue(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadInputError(f"unknown game {name!r}; {hint}`leap-rl games` lists all {len(catalogue())}")
+    chosen: dict[str, int] = {}
+    for option in filter(None, options.split(",")):
+        key, _, value = option.partition("=")
+        allowed = {"mode": info.modes, "difficulty": info.difficulties}.get(key.strip())
+        if allowed is None:
+            raise BadInputError(f"{text!r}: unknown option {key!r}; allowed are mode and difficulty")
+        if not value.strip().isdecimal() or int(value) not in allowed:
+            raise BadInputError(f"{text!r}: {rom} has {key} {ranges(allowed)}, not {value!r}")
+        default = info.default_mode if key.strip() == "mode" else info.default_difficulty
+        if int(value) != default:
+            chosen[key.strip()] = int(value)
+    return Game(rom, **chosen)
+
+
+def ranges(values: Sequence[int]) -> str:
+    """1, 2, 3, 7 as "1-3, 7"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def sample_meta_batch(config: Any, meta_step: int) -> list[Task]:
+    """The tasks of one meta-step: ``meta.batch_size`` different ones of the pool, in slot order."""
+    games = config.tasks.games
+    rng = np.random.default_rng(derive_seed(config.run.seed, Purpose.META_BATCH, meta_step))
+    chosen = rng.choice(len(games), size=config.meta.batch_size, replace=False)
+    return [
+        Task(meta_step, slot, games[index], derive_seed(config.run.seed, Purpose.TASK, meta_step, slot))
+        for slot, index in enumerate(chosen)
+    ]
+
+
+def longest_first(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks in the order to start them: slow games first, so that the last one does not hold the batch.
+
+    Only the order of the costs matters, and no result depends on it.
+    """
+    return sorted(tasks, key=lambda task: (-catalogue()[task.name.partition(":")[0]].seconds_per_step, task.slot))

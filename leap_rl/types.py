@@ -1,0 +1,79 @@
+"""The vocabulary: what flows between tasks, learning processes and the Leap learner. Plain immutable data.
+
+Task → learning process → Increment, Increment, … → Leap learner → initialization → next tasks
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]  # name → tensor: parameters, a meta-gradient, or the state of a process
+
+
+class LeapRLError(Exception):
+    """Something a user can mend: reported as one line. ``exit_code`` 2 is bad input, 1 a run that failed."""
+
+    exit_code = 1
+
+
+class BadInputError(LeapRLError):
+    """A configuration, argument or file that cannot be used."""
+
+    exit_code = 2
+
+
+class TaskError(LeapRLError):
+    """A learning process raised."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One learning problem of a meta-batch: ``Task(0, 3, "breakout:mode=4", seed=…)``."""
+
+    meta_step: int
+    slot: int  # place in the meta-batch: the order in which increments are summed
+    name: str
+    seed: int  # every random stream of the task derives from it
+
+    def __str__(self) -> str:
+        return f"{self.name} (meta-step {self.meta_step}, slot {self.slot})"
+
+
+@dataclass(frozen=True)
+class IncrementKey:
+    """Identifies one segment of one task's path, so that it can be applied once, in order."""
+
+    meta_step: int
+    slot: int
+    sequence: int  # segment number within the task, from 0
+    attempt: int = 0  # how often the task had been started before
+
+
+@dataclass(frozen=True)
+class Increment:
+    """What one segment of a learning process adds to the meta-gradient."""
+
+    key: IncrementKey
+    task: Task
+    meta_gradient: Tensors  # Σ over the segment's moves, name → tensor shaped like the parameter
+    path_length: float
+    energy: float
+    num_moves: int
+    num_rises: int  # moves on which the loss rose
+    last: bool  # the task ends with this segment
+    failed: str | None = None  # why the path contributes nothing, or None
+    statistics: Mapping[str, float] = field(default_factory=dict)  # see docs/metrics.md
+
+
+class LearningProcess(Protocol):
+    """Walks a path on one task's loss surface: a generator of increments over explicit state."""
+
+    def walk(self) -> Iterator[Increment]:
+        """Trains to the end of the task, yielding one increment a segment."""
+        ...
+
+    def state(self) -> Tensors:
+        """The whole state between two gradient steps; continuing from it gives the same bits."""
+        ...
