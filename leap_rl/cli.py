@@ -112,7 +112,9 @@ def _train(options: argparse.Namespace) -> int:
         console = Console(highlight=False, width=140)
     console.print(summary_table(read_metrics(run.path)))
     console.print(
-        f"\nThe shared initialization: {run.path}/initialization.safetensors\n"
+        "Path length and energy: how far the games' parameters and losses had to travel, means over the games; a\n"
+        "shorter path is what Leap trains for. Agent steps are actions, each of several emulator frames.\n\n"
+        f"The shared initialization: {run.path}/initialization.safetensors\n"
         f"fingerprint {state['fingerprint']}\n\n"
         f"Look at the curves:   tensorboard --logdir {run.path}\n"
         f"Look at the run:      leap-rl show {run.path}\n"

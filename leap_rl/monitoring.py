@@ -197,7 +197,7 @@ def _return_text(statistics: Mapping[str, float]) -> str:
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row a meta-step, from the rows of metrics.jsonl."""
-    table = Table(title="Meta-training", title_justify="left", caption=CAPTION, caption_justify="left")
+    table = Table(title="Meta-training", title_justify="left")
     for name in ("meta-step", "path length", "energy", "agent steps", "frames", "steps/s"):
         table.add_column(name, justify="right")
     table.add_column("mean episodic return (raw score)")
@@ -215,9 +215,3 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{frames:,}", f"{row['agent_steps_per_second']:,.0f}", shown + more or "no episode ended",
         )  # fmt: skip
     return table
-
-
-CAPTION = (
-    "Path length and energy: how far, and how steeply, the games' parameters had to travel (means over the games);\n"
-    "a shorter path is what Leap trains for. Agent steps: actions taken; a step is several emulator frames."
-)

@@ -3,13 +3,16 @@
 Task → learning process → Increment, Increment, … → Leap learner → initialization → next tasks
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line must not wait for torch to say --help
+    from torch import Tensor
 
-Tensors = Mapping[str, Tensor]  # name → tensor: parameters, a meta-gradient, or the state of a process
+Tensors: TypeAlias = "Mapping[str, Tensor]"  # parameters, a meta-gradient, or the state of a process, by name
 
 
 class LeapRLError(Exception):

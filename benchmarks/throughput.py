@@ -1,0 +1,121 @@
+"""Agent steps per second of the inner loop on one core, and its share of the hard limit measured beside it.
+
+    python -m benchmarks.throughput --game pong --seconds 30 --json
+
+The hard limit of a core is 1 / (1/raw + 1/network): raw is emulation alone (the frames of an agent step, no
+screen), network is one forward and backward pass over an unroll's batch. The three are measured in turns,
+so that a machine whose speed drifts does not favour one of them.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+
+from leap_rl.config import Config, load_config
+from leap_rl.processes import initial_parameters, resolve
+from leap_rl.processes.a2c.network import ActorCritic
+from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.tasks import open_game
+from leap_rl.types import Task
+
+ROUNDS = 3
+
+
+def emulation(config: Config, game: str) -> Callable[[], int]:
+    """One agent step in each environment, nothing but emulation."""
+    emulators = [open_game(game, seed) for seed in range(config.agent.num_envs)]
+    actions = emulators[0].getMinimalActionSet()
+    rng = np.random.default_rng(0)
+
+    def step() -> int:
+        for emulator, index in zip(emulators, rng.integers(len(actions), size=len(emulators)).tolist(), strict=True):
+            for _ in range(config.env.frame_skip):
+                emulator.act(actions[index])
+            if emulator.game_over():
+                emulator.reset_game()
+        return len(emulators)
+
+    return step
+
+
+def network(config: Config, num_actions: int) -> Callable[[], int]:
+    """One forward and backward pass over the batch of an unroll."""
+    model = ActorCritic(config, num_actions)
+    size, batch = config.env.screen_size, config.agent.num_envs * config.agent.unroll
+    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
+    observations = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8)
+
+    def step() -> int:
+        model.zero_grad()
+        logits, values = model(observations)
+        (logits.square().mean() + values.square().mean()).backward()
+        return batch
+
+    return step
+
+
+def training(config: Config, game: str) -> Callable[[], int]:
+    """One update of the learning process, Leap included."""
+    process = A2CProcess(config, Task(0, 0, game, seed=0), initial_parameters(config, seed=0))
+
+    def step() -> int:
+        process.update()
+        return config.agent.num_envs * config.agent.unroll
+
+    return step
+
+
+def rate(step: Callable[[], int], seconds: float) -> float:
+    """Agent steps per second of repeated calls."""
+    steps, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        steps += step()
+    return steps / elapsed
+
+
+def measure(config: Config, game: str, seconds: float) -> dict[str, float]:
+    """Medians over rounds, agent steps per second of one core."""
+    torch.set_num_threads(1)
+    train = training(config, game)
+    steps = {
+        "raw_emulation": emulation(config, game),
+        "network": network(config, num_actions=6),
+        "agent_steps_per_second": train,
+    }
+    for step in steps.values():
+        rate(step, 0.5)
+    rounds = [{name: rate(step, seconds / ROUNDS / len(steps)) for name, step in steps.items()} for _ in range(ROUNDS)]
+    result = {name: median(r[name] for r in rounds) for name in steps}
+    result["hard_limit"] = 1 / (1 / result["raw_emulation"] + 1 / result["network"])
+    result["share_of_hard_limit"] = result["agent_steps_per_second"] / result["hard_limit"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--game", default="pong")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of measuring, all rounds together")
+    parser.add_argument("--config", default="configs/atari.yaml")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    config = resolve(load_config(options.config, options.overrides))
+    result = measure(config, options.game, options.seconds)
+    machine = {"game": options.game, "precision": config.precision, "num_envs": config.agent.num_envs,
+               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
+    if options.json:
+        print(json.dumps({**machine, **{name: round(value, 3) for name, value in result.items()}}))
+        return
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    for name, value in result.items():
+        print(f"{name:24} {value:10,.2f}")
+
+
+if __name__ == "__main__":
+    main()
