@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv beside the repository's files and installs the lock into it.
 # PYTHON names another interpreter; PIP_* variables (an index, a proxy) are pip's own.
 

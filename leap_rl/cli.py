@@ -63,11 +63,21 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(command=_train)
 
-    games = commands.add_parser("games", help="list the games", description="Lists every game that can be a task.")
+    games = commands.add_parser(
+        "games",
+        help="list the games",
+        description="Lists every game that can be a task.",
+        epilog="example: leap-rl games --json",
+    )
     games.add_argument("--json", action="store_true", help="print as JSON")
     games.set_defaults(command=_games)
 
-    show = commands.add_parser("show", help="show a run", description="Shows the state of a run.")
+    show = commands.add_parser(
+        "show",
+        help="show a run",
+        description="Shows the state of a run: meta-step, fingerprint, configuration.",
+        epilog="example: leap-rl show runs/quickstart --json",
+    )
     show.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     show.add_argument("--json", action="store_true", help="print as JSON")
     show.set_defaults(command=_show)
@@ -92,16 +102,22 @@ def _train(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
 
+    from leap_rl.backends import open_backend
     from leap_rl.monitoring import Monitor, summary_table
     from leap_rl.processes import resolve
-    from leap_rl.run import adopt_precision, describe, open_run, read_metrics
+    from leap_rl.run import adopt_precision, describe, is_finished, open_run, read_metrics
     from leap_rl.training import meta_train
 
     signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())  # what a scheduler or container sends
     config = resolve(adopt_precision(config))
-    with open_run(config) as run, Monitor(config, run) as monitor:
-        meta_train(config, run, monitor)
-    state = describe(run.path)
+    path = Path(config.run.dir)
+    if is_finished(config):
+        print(f"{path}: finished, all {config.meta.steps} meta-steps are done", file=sys.stderr)
+    else:
+        # The backend first: where it cannot start, nothing is written.
+        with open_backend(config) as backend, open_run(config) as run, Monitor(config, run) as monitor:
+            meta_train(config, backend, run, monitor)
+    state = describe(path)
     if options.json:
         print(json.dumps(state))
         return 0
@@ -110,14 +126,14 @@ def _train(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
-    console.print(summary_table(read_metrics(run.path)))
+    console.print(summary_table(read_metrics(path)))
     console.print(
         "Path length and energy: how far the games' parameters and losses had to travel, means over the games; a\n"
         "shorter path is what Leap trains for. Agent steps are actions, each of several emulator frames.\n\n"
-        f"The shared initialization: {run.path}/initialization.safetensors\n"
+        f"The shared initialization: {path}/initialization.safetensors\n"
         f"fingerprint {state['fingerprint']}\n\n"
-        f"Look at the curves:   tensorboard --logdir {run.path}\n"
-        f"Look at the run:      leap-rl show {run.path}\n"
+        f"Look at the curves:   tensorboard --logdir {path}\n"
+        f"Look at the run:      leap-rl show {path}\n"
         f"The games there are:  leap-rl games\n"
         f"The paper's recipe:   leap-rl train configs/atari_paper.yaml   (see README.md for what it costs)",
         soft_wrap=True,

@@ -53,9 +53,7 @@ class Monitor:
         for line in ignored:
             self._say(f"[yellow]{line}[/]")
         steps, run = self._config.meta.steps, self._run.path
-        if meta_step >= steps:
-            self._say(f"{run}: finished, all {steps} meta-steps are done")
-        elif meta_step:
+        if meta_step:
             self._say(f"{run}: resuming at meta-step {meta_step + 1} of {steps}")
         else:
             self._say(f"{run}: a new run of {steps} meta-steps")

@@ -62,10 +62,7 @@ class RunDirectory:
         use, or holds a run whose result another key decides.
         """
         path = Path(config.run.dir)
-        _check_directory(path)
-        stored = read_config(path) if (path / CONFIG).exists() else None
-        if stored is not None:
-            _check_same(path, stored, config)
+        stored = _check(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
@@ -102,8 +99,16 @@ class RunDirectory:
         _write(final / "done", b"")
 
         self.publish(checkpoint)
-        for old in self._checkpoints()[self.config.run.keep_checkpoints :]:
-            shutil.rmtree(old)
+        self._prune(checkpoint.meta_step)
+
+    def _prune(self, newest: int) -> None:
+        """Keeps the newest few. What is half-written, or later than what the run continued from, is damaged."""
+        kept = 0
+        for path in self._checkpoints():
+            whole = (path / "done").exists() and int(path.name) <= newest
+            kept += whole
+            if not whole or kept > self.config.run.keep_checkpoints:
+                shutil.rmtree(path)
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Makes ``initialization.safetensors`` that of the checkpoint."""
@@ -266,6 +271,25 @@ def _check_directory(path: Path) -> None:
         raise BadInputError(f"run.dir = {path}: {ancestor} is not writable")
     if path.is_dir() and not (path / CONFIG).exists() and any(p.name != ".lock" for p in path.iterdir()):
         raise BadInputError(f"run.dir = {path}: holds files but no run; choose an empty or a new directory")
+
+
+def _check(path: Path, config: Config) -> Config | None:
+    """The configuration of the run that ``path`` holds, if any. Raises BadInputError where it cannot be used."""
+    _check_directory(path)
+    if not (path / CONFIG).exists():
+        return None
+    stored = read_config(path)
+    _check_same(path, stored, config)
+    return stored
+
+
+def is_finished(config: Config) -> bool:
+    """Whether ``run.dir`` holds this run with all its meta-steps done. Raises BadInputError; writes nothing."""
+    path = Path(config.run.dir)
+    if _check(path, config) is None:
+        return False
+    _, progress, _ = RunDirectory(path, config, lock=-1).latest()
+    return progress.meta_step >= config.meta.steps
 
 
 def _check_same(path: Path, stored: Config, wanted: Config) -> None:

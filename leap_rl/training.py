@@ -2,7 +2,7 @@
 
 import time
 
-from leap_rl.backends import open_backend
+from leap_rl.backends import Backend
 from leap_rl.config import Config
 from leap_rl.learner import Checkpoint, MetaStep, distance
 from leap_rl.monitoring import Monitor
@@ -12,7 +12,7 @@ from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.tasks import longest_first, sample_meta_batch
 
 
-def meta_train(config: Config, run: RunDirectory, monitor: Monitor) -> Checkpoint:
+def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Monitor) -> Checkpoint:
     """Meta-trains to ``meta.steps``, from wherever the run directory is. Returns the last checkpoint.
 
     Every meta-step is committed to the run directory before the next one starts from it.
@@ -25,23 +25,21 @@ def meta_train(config: Config, run: RunDirectory, monitor: Monitor) -> Checkpoin
     run.publish(checkpoint)
     run.forget_metrics_from(checkpoint.meta_step)
     monitor.start(checkpoint.meta_step, progress, ignored)
-    if checkpoint.meta_step >= config.meta.steps:
-        return checkpoint
 
-    with open_backend(config, checkpoint) as backend:
-        for meta_step in range(checkpoint.meta_step, config.meta.steps):
-            started = time.perf_counter()
-            tasks = sample_meta_batch(config, meta_step)
-            monitor.begin_meta_step(meta_step, tasks)
-            for report in backend.run_tasks(longest_first(tasks), checkpoint.initialization):
-                monitor.log_segment(report)
-            outcome = backend.meta_step()
-            checkpoint = outcome.checkpoint
-            seconds = time.perf_counter() - started
-            progress = advance(progress, outcome, seconds)
-            drift = distance(checkpoint.initialization, first)
-            monitor.log_meta_step(outcome, progress, drift, seconds, backend.num_workers)
-            run.commit(checkpoint, progress)  # after logging: what is logged twice is dropped on a resume
+    backend.start_learner(checkpoint)
+    for meta_step in range(checkpoint.meta_step, config.meta.steps):
+        started = time.perf_counter()
+        tasks = sample_meta_batch(config, meta_step)
+        monitor.begin_meta_step(meta_step, tasks)
+        for report in backend.run_tasks(longest_first(tasks), checkpoint.initialization):
+            monitor.log_segment(report)
+        outcome = backend.meta_step()
+        checkpoint = outcome.checkpoint
+        seconds = time.perf_counter() - started
+        progress = advance(progress, outcome, seconds)
+        drift = distance(checkpoint.initialization, first)
+        monitor.log_meta_step(outcome, progress, drift, seconds, backend.num_workers)
+        run.commit(checkpoint, progress)  # after logging: what is logged twice is dropped on a resume
     return checkpoint
 
 

@@ -17,6 +17,10 @@ class Backend(Protocol):
 
     num_workers: int
 
+    def start_learner(self, checkpoint: Checkpoint) -> None:
+        """Puts the learner where ``checkpoint`` is. Once, before anything else."""
+        ...
+
     def run_tasks(self, tasks: Sequence[Task], initialization: Tensors) -> Iterator[TaskReport]:
         """Trains every task from the initialization, streaming increments to the learner.
 
@@ -29,16 +33,16 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(config: Config, checkpoint: Checkpoint) -> AbstractContextManager[Backend]:
-    """The configured backend with a learner at ``checkpoint``; closing it stops what it started."""
+def open_backend(config: Config) -> AbstractContextManager[Backend]:
+    """The configured backend; leaving it stops what it started. Raises BadInputError where it cannot start."""
     if config.backend == "serial":
         from leap_rl.backends.serial import SerialBackend
 
-        return SerialBackend(config, checkpoint)
+        return SerialBackend(config)
     _prepare_environment(config.ray.address)
     from leap_rl.backends.ray import RayBackend
 
-    return RayBackend(config, checkpoint)
+    return RayBackend(config)
 
 
 def _prepare_environment(address: str) -> None:

@@ -12,9 +12,17 @@ from leap_rl.types import Task, Tensors
 class SerialBackend:
     num_workers = 1
 
-    def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._learner = MetaLearner(config.meta, checkpoint)
+
+    def __enter__(self) -> "SerialBackend":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def start_learner(self, checkpoint: Checkpoint) -> None:
+        self._learner = MetaLearner(self._config.meta, checkpoint)
 
     def run_tasks(self, tasks: Sequence[Task], initialization: Tensors) -> Iterator[TaskReport]:
         for task in tasks:
@@ -25,9 +33,3 @@ class SerialBackend:
 
     def meta_step(self) -> MetaStep:
         return self._learner.step()
-
-    def __enter__(self) -> "SerialBackend":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass

@@ -196,7 +196,7 @@ class A2CProcess:
             num_rises=path.num_rises,
             last=self.num_updates == self.config.num_updates or path.failed is not None,
             failed=path.failed and f"{path.failed} at gradient step {self.num_updates}",
-            meta_gradient=path.cut(),
+            meta_gradient={name: value.cpu() for name, value in path.cut().items()},
             statistics=statistics,
         )
         self.segment = _Segment(frames_before=self.envs.num_frames)
@@ -218,7 +218,7 @@ class A2CProcess:
         state["actions_rng"] = self.actions_rng.get_state()
         state["num_updates"] = torch.tensor(self.num_updates)
         state["segment"] = torch.tensor(list(vars(self.segment).values()), dtype=torch.float64)
-        return state
+        return {name: value.cpu() for name, value in state.items()}
 
     @classmethod
     def from_state(cls, config: Config, task: Task, state: Tensors, attempt: int = 0) -> "A2CProcess":
@@ -236,7 +236,7 @@ class A2CProcess:
                 optimizer["state"].setdefault(int(index), {})[name] = value.clone()
         process.optimizer.load_state_dict(optimizer)
         process.envs.load_state(_below(state, "envs/"))
-        process.path.load_state(_below(state, "path/"))
+        process.path.load_state({key: value.to(process.device) for key, value in _below(state, "path/").items()})
         process.actions_rng.set_state(state["actions_rng"])
         process.num_updates = int(state["num_updates"])
         process.segment = _Segment(*state["segment"].tolist())

@@ -1,0 +1,137 @@
+"""Tiny configurations, and the command line in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from leap_rl.config import Config, load_config
+from leap_rl.learner import Checkpoint
+from leap_rl.run import Progress, open_run
+
+# Two of three games a meta-step; 24 gradient steps a task. 470 is no multiple of an update's 20 agent steps, and
+# 400 frames end episodes of every game within a task.
+TINY: dict[str, Any] = {
+    "run.seed": 7,
+    "backend": "serial",
+    "precision": "fp32",
+    "meta.steps": 3,
+    "meta.batch_size": 2,
+    "meta.lr": 0.1,
+    "meta.optimizer": "nesterov",
+    "tasks.games": ["pong", "asterix", "space_invaders"],
+    "task.agent_steps": 470,
+    "agent.num_envs": 4,
+    "agent.lr": 1e-4,
+    "env.max_episode_frames": 400,
+    "stream.segment_updates": 5,
+}
+
+
+def write_config(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """A YAML file in ``folder`` of a tiny run in ``folder/run``; ``changes`` by dotted key."""
+    tree: dict[str, Any] = {}
+    for key, value in {"run.dir": str(folder / "run"), **TINY, **(changes or {})}.items():
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def make_config(folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    return load_config(write_config(folder, changes))
+
+
+def make_checkpoint(meta_step: int) -> Checkpoint:
+    """What a learner with momentum leaves after ``meta_step`` steps, in a few numbers that differ by step."""
+    weight = torch.arange(6, dtype=torch.float32).reshape(2, 3) + meta_step
+    momentum = {"encoder.weight|momentum_buffer": weight / 7, "encoder.bias|momentum_buffer": torch.tensor([-0.0])}
+    return Checkpoint(meta_step, {"encoder.weight": weight, "encoder.bias": torch.tensor([0.1])}, momentum)
+
+
+def make_run(folder: Path, last: int = 2, changes: Mapping[str, Any] | None = None) -> Path:
+    """The directory of a tiny run that has committed meta-steps 0 to ``last``, without training anything."""
+    with open_run(make_config(folder, changes)) as run:
+        for meta_step in range(last + 1):
+            run.commit(make_checkpoint(meta_step), Progress(meta_step, 960 * meta_step, 3840 * meta_step, 1.5))
+    return run.path
+
+
+def truncate(file: Path) -> None:
+    """Cuts a file in half, as a full disk or a lost page does."""
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def environment() -> dict[str, str]:
+    """Ours without Ray's settings, so that a run meets what a newcomer's does. Actors are as nice as we are."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return ours | {"RAY_worker_niceness": "0"}
+
+
+def cli(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    """Runs ``leap-rl`` to its end in a session of its own, and leaves no process behind."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "leap_rl.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment(),
+    )  # fmt: skip
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        kill_session(process.pid)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@contextmanager
+def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``leap-rl`` under way in a session of its own, its output in ``folder``/stdout and /stderr. What is left
+    of the session at the end is killed."""
+    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "leap_rl.cli", *map(str, arguments)],
+            stdout=stdout, stderr=stderr, start_new_session=True, env=environment(),
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        kill_session(process.pid)
+        process.wait()
+
+
+def session(leader: int) -> dict[int, str]:
+    """The live processes of a session: pid → title. A driver and all that Ray starts for it are one session."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may end while we look
+            state, _, _, sid = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(sid) == leader and state not in "ZX":
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def kill_session(leader: int) -> None:
+    while pids := session(leader):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Until ``condition`` holds; an error where ``process`` ends or ``seconds`` pass first."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process ended before what was waited for"
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.005)

@@ -1,0 +1,38 @@
+"""Configurations and processes that several test files share."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from leap_rl.config import Config, parse_config
+
+
+def tiny_tree(**dotted_overrides: Any) -> dict[str, Any]:
+    """The nested mapping behind :func:`tiny_config`, to be written to a file or changed further."""
+    tree: dict[str, Any] = {
+        "run": {"dir": "unused"},
+        "backend": "serial",
+        "precision": "fp32",
+        "meta": {"steps": 2, "batch_size": 2, "lr": 0.1},
+        "tasks": {"games": ["pong", "space_invaders", "asterix"]},
+        "task": {"agent_steps": 480},  # 24 gradient steps: segments of 10, 10 and 4
+        "agent": {"lr": 7e-4, "num_envs": 4, "max_grad_norm": 0.5},
+        "stream": {"segment_updates": 10},
+    }
+    for key, value in dotted_overrides.items():
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return tree
+
+
+def tiny_config(**dotted_overrides: Any) -> Config:
+    """A configuration that trains for seconds; ``tiny_config(**{"agent.lr": 1e-3})`` changes a key."""
+    return parse_config(tiny_tree(**dotted_overrides))
+
+
+def another_process() -> ProcessPoolExecutor:
+    """One interpreter started afresh: it inherits nothing, so what it is to know must be sent to it."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))

@@ -1,0 +1,630 @@
+"""Advantage actor-critic: the loss against its definition, the network against its paper, the process on real games."""
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from leap_rl.config import Config
+from leap_rl.processes.a2c.loss import a2c_loss, n_step_returns
+from leap_rl.processes.a2c.network import ActorCritic, initial_parameters
+from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.processes.atari import Step
+from leap_rl.types import Increment, Task
+from tests.helpers import another_process, tiny_config
+
+TASK = Task(meta_step=0, slot=1, name="space_invaders", seed=11)
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[ProcessPoolExecutor]:
+    with another_process() as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """As in the process, so that no test depends on which ran before it."""
+    torch.set_num_threads(1)
+
+
+def start(config: Config, task: Task = TASK) -> A2CProcess:
+    return A2CProcess(config, task, initial_parameters(config, seed=5))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ------------------------------------------------------------------------------------------------ returns
+
+
+def test_n_step_returns_by_hand() -> None:
+    """Two environments; the second ends an episode with its second reward."""
+    rewards = torch.tensor([[1.0, 1.0], [0.0, 2.0], [2.0, 3.0]])
+    discounts = torch.tensor([[0.5, 0.5], [0.5, 0.0], [0.5, 0.5]])
+    bootstrap = torch.tensor([8.0, 10.0])
+    expected = [[2.5, 2.0], [3.0, 2.0], [6.0, 8.0]]
+    assert n_step_returns(rewards, discounts, bootstrap).tolist() == expected
+
+
+@given(st.data())
+def test_n_step_returns_are_the_discounted_sums_of_their_definition(data: st.DataObject) -> None:
+    """R[t] = Σₖ (Πⱼ₌ₜ..ₖ₋₁ dⱼ) rₖ + (Πⱼ₌ₜ..T₋₁ dⱼ) bootstrap."""
+    num_steps, num_envs = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
+
+    def draw(values: st.SearchStrategy[float], num_rows: int) -> list[list[float]]:
+        row = st.lists(values, min_size=num_envs, max_size=num_envs)
+        return data.draw(st.lists(row, min_size=num_rows, max_size=num_rows))
+
+    rewards = draw(st.one_of(st.just(0.0), st.floats(-100, 100)), num_steps)
+    discounts = draw(st.one_of(st.sampled_from([0.0, 0.99, 1.0]), st.floats(0, 1)), num_steps)
+    (bootstrap,) = draw(st.floats(-100, 100), 1)
+    found = n_step_returns(*(torch.tensor(x, dtype=torch.float64) for x in (rewards, discounts, bootstrap)))
+    for env in range(num_envs):
+        for t in range(num_steps):
+            expected = 0.0
+            for k in range(t, num_steps):
+                expected += math.prod(discounts[j][env] for j in range(t, k)) * rewards[k][env]
+            expected += math.prod(discounts[j][env] for j in range(t, num_steps)) * bootstrap[env]
+            assert float(found[t, env]) == pytest.approx(expected, rel=1e-12, abs=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------- loss
+
+
+def test_the_loss_by_hand() -> None:
+    """Equal odds for two actions, value ½, return 2: advantage 3/2."""
+    loss = a2c_loss(torch.zeros(1, 1, 2), torch.tensor([[0.5]]), torch.tensor([[0]]), torch.tensor([[2.0]]), 0.5, 0.01)
+    assert float(loss.policy) == pytest.approx(1.5 * math.log(2))
+    assert float(loss.value) == pytest.approx(2.25)
+    assert float(loss.entropy) == pytest.approx(math.log(2))
+    assert float(loss.total) == pytest.approx(1.49 * math.log(2) + 1.125)
+
+
+def test_the_loss_is_a_mean_over_steps_and_environments() -> None:
+    """Odds 3 : 1. Action 0 with advantage 2 in one place, action 1 with advantage −4 in the other."""
+    logits = torch.tensor([[[math.log(3), 0.0]], [[math.log(3), 0.0]]])
+    values, returns = torch.tensor([[1.0], [1.0]]), torch.tensor([[3.0], [-3.0]])
+    loss = a2c_loss(logits, values, torch.tensor([[0], [1]]), returns, 0.25, 0.1)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert float(loss.policy) == pytest.approx((-2 * math.log(0.75) + 4 * math.log(0.25)) / 2)
+    assert float(loss.value) == pytest.approx((4 + 16) / 2)
+    assert float(loss.entropy) == pytest.approx(entropy)
+    assert float(loss.total) == pytest.approx(float(loss.policy) + 0.25 * 10 - 0.1 * entropy)
+
+
+def example(num_steps: int = 3, num_envs: int = 2, num_actions: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """Random arguments of the loss, in float64."""
+    rng = generator(seed)
+    return {
+        "logits": 2 * torch.randn(num_steps, num_envs, num_actions, generator=rng, dtype=torch.float64),
+        "values": torch.randn(num_steps, num_envs, generator=rng, dtype=torch.float64),
+        "actions": torch.randint(num_actions, (num_steps, num_envs), generator=rng),
+        "returns": 3 * torch.randn(num_steps, num_envs, generator=rng, dtype=torch.float64),
+    }
+
+
+def slow_loss(
+    logits: list[Any], values: list[Any], actions: list[Any], returns: list[Any], held_advantages: list[Any]
+) -> tuple[float, float, float]:
+    """Policy, value and entropy terms, scalar by scalar. The policy term takes its advantages from outside."""
+    policy = value = entropy = 0.0
+    for t in range(len(values)):
+        for b in range(len(values[0])):
+            odds = [math.exp(x) for x in logits[t][b]]
+            probabilities = [x / sum(odds) for x in odds]
+            policy -= held_advantages[t][b] * math.log(probabilities[actions[t][b]])
+            value += (returns[t][b] - values[t][b]) ** 2
+            entropy -= sum(p * math.log(p) for p in probabilities)
+    count = len(values) * len(values[0])
+    return policy / count, value / count, entropy / count
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_loss_is_that_of_a_slow_transcription(seed: int) -> None:
+    arguments = example(num_steps=1 + seed, num_envs=5 - seed, num_actions=2 + seed, seed=seed)
+    loss = a2c_loss(**arguments, value_cost=0.5, entropy_cost=0.01)
+    advantages = (arguments["returns"] - arguments["values"]).tolist()
+    expected = slow_loss(**{name: value.tolist() for name, value in arguments.items()}, held_advantages=advantages)
+    assert [float(term) for term in loss[1:]] == pytest.approx(expected, rel=1e-12)
+    policy, value, entropy = expected
+    assert float(loss.total) == pytest.approx(policy + 0.5 * value - 0.01 * entropy, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["logits", "values"])
+def test_gradients_are_those_of_finite_differences_with_the_advantage_held(name: str) -> None:
+    arguments = example()
+    variable = arguments[name].requires_grad_()
+    a2c_loss(**arguments, value_cost=0.7, entropy_cost=0.3).total.backward()
+    assert variable.grad is not None
+
+    plain = {key: value.tolist() for key, value in arguments.items()}
+    held = (arguments["returns"] - arguments["values"]).tolist()
+
+    def total(moved: Tensor) -> float:
+        policy, value, entropy = slow_loss(**plain | {name: moved.tolist()}, held_advantages=held)
+        return policy + 0.7 * value - 0.3 * entropy
+
+    step = 1e-6
+    for index in np.ndindex(*variable.shape):
+        up, down = variable.detach().clone(), variable.detach().clone()
+        up[index] += step
+        down[index] -= step
+        slope = (total(up) - total(down)) / (2 * step)
+        assert float(variable.grad[index]) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_autograd_agrees_with_itself_where_nothing_is_held() -> None:
+    """Through the logits, and through the values with the policy term gone."""
+    arguments = example()
+
+    def through_logits(logits: Tensor) -> Tensor:
+        return a2c_loss(**arguments | {"logits": logits}, value_cost=0.5, entropy_cost=0.1).total
+
+    def through_values(values: Tensor) -> Tensor:
+        return a2c_loss(**arguments | {"values": values}, value_cost=0.5, entropy_cost=0.1).value
+
+    assert torch.autograd.gradcheck(through_logits, (arguments["logits"].clone().requires_grad_(),))
+    assert torch.autograd.gradcheck(through_values, (arguments["values"].clone().requires_grad_(),))
+
+
+def test_no_gradient_flows_into_the_returns_nor_from_the_policy_into_the_values() -> None:
+    arguments = example()
+    returns, values = arguments["returns"].requires_grad_(), arguments["values"].requires_grad_()
+    logits = arguments["logits"].requires_grad_()
+    loss = a2c_loss(**arguments, value_cost=0.5, entropy_cost=0.01)
+    assert torch.autograd.grad(loss.total, returns, retain_graph=True, allow_unused=True) == (None,)
+    assert torch.autograd.grad(loss.policy, values, retain_graph=True, allow_unused=True) == (None,)
+    assert torch.autograd.grad(loss.policy, logits)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("num_actions", [2, 6, 18])
+def test_the_entropy_of_uniform_logits_is_log_a(num_actions: int) -> None:
+    arguments = example(num_actions=num_actions) | {"logits": torch.full((3, 2, num_actions), 7.0)}
+    assert float(a2c_loss(**arguments, value_cost=0.5, entropy_cost=0.0).entropy) == pytest.approx(
+        math.log(num_actions)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ network
+
+
+def screens(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator())
+
+
+def network(config: Config, num_actions: int = 6, seed: int = 0) -> ActorCritic:
+    module = ActorCritic(config, num_actions)
+    module.initialize(generator(seed))
+    return module
+
+
+@pytest.mark.parametrize(("color", "frame_stack", "channels"), [("grey", 4, 4), ("rgb", 1, 3), ("rgb", 2, 6)])
+def test_screens_become_logits_and_values(color: str, frame_stack: int, channels: int) -> None:
+    config = tiny_config(**{"env.color": color, "env.frame_stack": frame_stack})
+    logits, values = network(config, num_actions=9)(screens(5, channels, 84, 84))
+    assert (logits.shape, values.shape) == ((5, 9), (5,))
+    assert logits.dtype == values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [36, 64, 83, 210])
+def test_every_screen_size_has_a_network(size: int) -> None:
+    config = tiny_config(**{"env.screen_size": size})
+    assert network(config)(screens(1, 4, size, size))[0].shape == (1, 6)
+
+
+def test_the_encoder_is_that_of_mnih_2013_with_two_linear_heads() -> None:
+    sizes = {name: parameter.numel() for name, parameter in network(tiny_config()).named_parameters()}
+    assert {name.partition(".")[0] for name in sizes} == {"encoder", "policy", "value"}
+    parts: dict[str, int] = {}
+    for name, size in sizes.items():
+        part = name.rpartition(".")[0]
+        parts[part] = parts.get(part, 0) + size
+    assert parts == {
+        "encoder.conv1": 4_112,  # 16 filters of 4×8×8
+        "encoder.conv2": 8_224,  # 32 filters of 16×4×4
+        "encoder.linear": 663_808,  # 256 units on 32×9×9
+        "policy": 257 * 6,
+        "value": 257,
+    }
+
+
+def plain_network(module: ActorCritic, channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The same network out of torch's own layers: screens in [0, 1] → features; features → logits, value."""
+    encoder = nn.Sequential(
+        nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(2592, 256), nn.ReLU(),
+    )  # fmt: skip
+    encoder.load_state_dict(dict(zip(encoder.state_dict(), module.encoder.state_dict().values(), strict=True)))
+    return encoder, module.policy, module.value
+
+
+def randomize_biases(module: nn.Module) -> None:
+    """They start at zero, where a test could not see them."""
+    rng = generator(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
+
+
+@pytest.mark.parametrize(("color", "frame_stack"), [("grey", 4), ("rgb", 1)])
+def test_in_fp32_it_computes_what_plain_layers_compute(color: str, frame_stack: int) -> None:
+    config = tiny_config(**{"env.color": color, "env.frame_stack": frame_stack})
+    module, observations = network(config), screens(6, 4 if color == "grey" else 3, 84, 84)
+    randomize_biases(module)
+    encoder, policy, value = plain_network(module, observations.shape[1])
+    features = encoder(observations / 255)
+    logits, values = module(observations)
+    torch.testing.assert_close(module.encoder(observations), features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, policy(features), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values, value(features)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_in_fp32_its_gradients_are_those_of_plain_layers() -> None:
+    module, observations = network(tiny_config()), screens(6, 4, 84, 84)
+    randomize_biases(module)
+    encoder, _, value = plain_network(module, 4)
+    module(observations)[1].sum().backward()
+    found = [parameter.grad for parameter in module.encoder.parameters()]
+    expected = torch.autograd.grad(value(encoder(observations / 255)).sum(), list(encoder.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_bf16_is_close_to_fp32_forward_and_backward() -> None:
+    """bf16 keeps 8 bits: 3 % of the largest feature, 5 % of the gradient's norm."""
+    observations, features, gradients = screens(8, 4, 84, 84), [], []
+    for precision in ("fp32", "bf16"):
+        module = network(tiny_config(precision=precision))
+        features.append(module.encoder(observations))
+        features[-1].square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in module.encoder.parameters()]))
+        assert features[-1].dtype == gradients[-1].dtype == torch.float32
+    assert 0 < (features[1] - features[0]).abs().max() < 0.03 * features[0].abs().max()
+    assert 0 < (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
+def test_the_initialization_is_the_generators_and_orthogonal() -> None:
+    config = tiny_config()
+    first, again, other = (network(config, seed=seed).state_dict() for seed in (3, 3, 4))
+    gains = {"encoder": 2.0, "policy": 1e-4, "value": 1.0}  # squared
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        if value.ndim == 1:
+            assert not value.any()
+            continue
+        assert not torch.equal(value, other[name])
+        rows = value.flatten(1)
+        gain = gains[name.partition(".")[0]]
+        torch.testing.assert_close(rows @ rows.T, gain * torch.eye(len(rows)), rtol=0, atol=1e-5 * gain)
+
+
+def test_what_is_meta_learned_is_the_encoder_or_all() -> None:
+    encoder = initial_parameters(tiny_config(), seed=5)
+    everything = initial_parameters(tiny_config(**{"meta.parameters": "all", "env.full_action_space": True}), seed=5)
+    assert all(name.startswith("encoder.") for name in encoder)
+    assert len(encoder) == 6
+    assert {name: tuple(value.shape) for name, value in everything.items() if name not in encoder} == {
+        "policy.weight": (18, 256),
+        "policy.bias": (18,),
+        "value.weight": (1, 256),
+        "value.bias": (1,),
+    }
+
+
+# --------------------------------------------------------------------------------- the process: its start
+
+
+def test_the_encoder_starts_at_the_initialization_and_the_heads_at_the_tasks_seed() -> None:
+    config = tiny_config(**{"agent.num_envs": 1})
+    initialization = initial_parameters(config, seed=5)
+    first, again, other = (
+        A2CProcess(config, Task(0, 0, "pong", seed), initialization).network.state_dict() for seed in (1, 1, 2)
+    )
+    for name, value in initialization.items():
+        assert torch.equal(first[name], value)
+        assert torch.equal(other[name], value)
+    for name in ("policy.weight", "value.weight"):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
+
+
+def test_the_initialization_is_left_as_it_was_given() -> None:
+    config = tiny_config(**{"task.agent_steps": 40, "agent.num_envs": 1})
+    initialization = initial_parameters(config, seed=5)
+    before = {name: value.clone() for name, value in initialization.items()}
+    assert len(list(A2CProcess(config, TASK, initialization).walk())) == 1
+    assert all(torch.equal(value, before[name]) for name, value in initialization.items())
+
+
+@pytest.mark.parametrize("wrong", ["missing", "extra", "shape", "empty"])
+def test_an_initialization_that_does_not_fit_is_a_value_error(wrong: str) -> None:
+    config = tiny_config(**{"agent.num_envs": 1})
+    initialization = dict(initial_parameters(config, seed=5))
+    if wrong == "missing":
+        del initialization["encoder.conv2.bias"]
+    elif wrong == "extra":
+        initialization["policy.weight"] = torch.zeros(6, 256)
+    elif wrong == "shape":
+        initialization["encoder.conv1.weight"] = torch.zeros(16, 3, 8, 8)
+    else:
+        initialization = {}
+    with pytest.raises(ValueError, match="initialization"):
+        A2CProcess(config, TASK, initialization)
+
+
+# ------------------------------------------------------------------------------- the process: one gradient
+
+
+def fake_step(rewards: list[float], terminated: list[bool], truncated: list[bool], final: dict[int, Any]) -> Step:
+    observations = screens(len(rewards), 4, 84, 84).numpy()
+    return Step(observations, np.array(rewards, np.float32), np.array(terminated), np.array(truncated), final, [])
+
+
+@pytest.mark.parametrize("clip", [1.0, 5.0, None])
+def test_a_truncated_game_is_worth_its_last_observation_and_a_terminated_one_nothing(clip: float | None) -> None:
+    process = start(tiny_config(**{"agent.reward_clip": clip, "agent.discount": 0.9}))
+    final = screens(4, 84, 84).numpy()
+    raw = [10.0, -10.0, 0.5, 3.0]
+    step = fake_step(raw, [True, False, False, False], [False, True, False, False], {1: final})
+    rewards, discounts = process._targets(step)
+    clipped = [max(-clip, min(clip, reward)) if clip else reward for reward in raw]
+    value = float(process.network(torch.from_numpy(final[None]))[1].detach())
+    assert abs(value) > 0.01, "else nothing is seen"
+    assert rewards.tolist() == pytest.approx([clipped[0], clipped[1] + 0.9 * value, clipped[2], clipped[3]], abs=1e-5)
+    assert discounts.tolist() == pytest.approx([0, 0, 0.9, 0.9])
+    assert process.segment.clipped_reward == pytest.approx(sum(clipped)), "without the value"
+    assert not rewards.requires_grad
+    assert step.rewards.tolist() == raw, "the step keeps the raw rewards"
+
+
+def test_actions_are_drawn_with_the_probabilities_of_the_policy() -> None:
+    process = start(tiny_config(**{"agent.num_envs": 1}))
+    logits = torch.tensor([0.0, 1.0, -2.0, 2.0])
+    num_draws = 20_000
+    counts = torch.bincount(process._sample(logits.expand(num_draws, 4)), minlength=4)
+    probabilities = logits.softmax(0)
+    deviations = (probabilities * (1 - probabilities) / num_draws).sqrt()
+    assert ((counts / num_draws - probabilities).abs() < 5 * deviations).all()
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(optimizer: str) -> None:
+    """Everything again from the recorded transitions, with a copy of the network and torch's own optimizers.
+    Games are cut after 5 agent steps, so that the unroll holds truncated ones."""
+    config = tiny_config(
+        **{
+            "agent.optimizer": optimizer, "agent.max_grad_norm": 0.1, "agent.unroll": 7, "agent.discount": 0.9,
+            "env.max_episode_frames": 20, "env.noop_max": 0, "agent.num_envs": 2,
+        }
+    )  # fmt: skip
+    process = start(config)
+    copy = ActorCritic(config, process.envs.num_actions)
+    copy.load_state_dict(process.network.state_dict())
+    observations, steps, actions = [torch.from_numpy(process.envs.observations.copy())], [], []
+    take = process.envs.step
+
+    def recorded(chosen: Any) -> Step:
+        step = take(chosen)
+        step = step._replace(rewards=step.rewards + 3 * (chosen % 2))  # random play may not score in 7 steps
+        actions.append(torch.from_numpy(chosen.copy()))
+        steps.append(step._replace(rewards=step.rewards.copy()))
+        observations.append(torch.from_numpy(step.observations.copy()))
+        return step
+
+    process.envs.step = recorded  # type: ignore[method-assign]
+    loss = process.update()
+
+    assert sum(len(step.final_observations) for step in steps) == 2
+    logits, values = zip(*(copy(screen) for screen in observations[:-1]), strict=True)
+    returns = torch.zeros(7, 2)
+    for env in range(2):
+        following = float(copy(observations[-1])[1][env].detach())
+        for t in reversed(range(7)):
+            reward = float(np.clip(steps[t].rewards[env], -1, 1))
+            if steps[t].truncated[env]:
+                following = float(copy(torch.from_numpy(steps[t].final_observations[env][None]))[1].detach())
+            following = reward + (0 if steps[t].terminated[env] else 0.9 * following)
+            returns[t, env] = following
+    expected = a2c_loss(torch.stack(logits), torch.stack(values), torch.stack(actions), returns, 0.5, 0.01)
+    for ours, theirs in zip(loss, expected, strict=True):
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-4, abs=1e-6)
+
+    expected.total.backward()
+    unclipped = float(torch.cat([parameter.grad.flatten() for parameter in copy.parameters()]).norm())
+    assert unclipped > 0.1, "else clipping is not seen"
+    assert process.segment.gradient_norm == pytest.approx(unclipped, rel=1e-3), "the norm before clipping"
+    torch.nn.utils.clip_grad_norm_(copy.parameters(), 0.1)
+    if optimizer == "rmsprop":
+        torch.optim.RMSprop(copy.parameters(), lr=7e-4, alpha=0.99, eps=1e-5).step()
+    else:
+        torch.optim.Adam(copy.parameters(), lr=7e-4, eps=1e-5).step()
+    for (name, ours), theirs in zip(process.network.named_parameters(), copy.parameters(), strict=True):
+        moved = 7e-3 if optimizer == "rmsprop" else 7e-4  # the first move of a parameter is at most this long
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * moved, msg=lambda text, name=name: name + text)
+
+
+# -------------------------------------------------------------------------------------- the process: walks
+
+
+def assert_same_increments(left: list[Increment], right: list[Increment]) -> None:
+    """To the last bit, but for the seconds it took."""
+    assert len(left) == len(right)
+    for ours, theirs in zip(left, right, strict=True):
+        for name in ("key", "task", "path_length", "energy", "num_moves", "num_rises", "last", "failed"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+        assert ours.statistics.keys() == theirs.statistics.keys()
+        for name in ours.statistics.keys() - {"seconds"}:
+            assert ours.statistics[name] == theirs.statistics[name], name
+        assert ours.meta_gradient.keys() == theirs.meta_gradient.keys()
+        for name, value in ours.meta_gradient.items():
+            assert torch.equal(value, theirs.meta_gradient[name]), name
+
+
+@pytest.mark.parametrize(
+    ("agent_steps", "updates"),
+    [(480, [10, 10, 4]), (461, [10, 10, 4]), (400, [10, 10]), (120, [6])],  # 461 is rounded up to whole updates
+)
+def test_a_walk_yields_its_segments_in_order(agent_steps: int, updates: list[int]) -> None:
+    process = start(tiny_config(**{"task.agent_steps": agent_steps}))
+    increments = list(process.walk())
+    assert [increment.key.sequence for increment in increments] == list(range(len(updates)))
+    assert [increment.last for increment in increments] == [False] * (len(updates) - 1) + [True]
+    assert [increment.statistics["agent_steps"] for increment in increments] == [20 * count for count in updates]
+    moves = [updates[0] - 1, *updates[1:]]  # a segment's first move starts at the last point of the one before
+    assert [increment.num_moves for increment in increments] == moves
+    assert sum(increment.statistics["frames"] for increment in increments) == process.envs.num_frames
+    expected = process.meta_learned
+    for increment in increments:
+        assert increment.task == TASK
+        assert (increment.key.meta_step, increment.key.slot, increment.key.attempt) == (0, 1, 0)
+        assert increment.failed is None
+        assert {name: value.shape for name, value in increment.meta_gradient.items()} == {
+            name: parameter.shape for name, parameter in expected.items()
+        }
+        assert not any(value.requires_grad for value in increment.meta_gradient.values())
+    assert list(process.walk()) == [], "the task is over"
+
+
+def test_scores_are_raw_and_rewards_clipped() -> None:
+    config = tiny_config(**{"env.max_episode_frames": 200, "task.agent_steps": 1200, "stream.segment_updates": 25})
+    process = start(config, Task(0, 0, "asterix", seed=2))
+    steps, take = [], process.envs.step
+
+    def recorded(actions: Any) -> Step:
+        steps.append(step := take(actions))
+        return step._replace(rewards=step.rewards.copy())
+
+    process.envs.step = recorded  # type: ignore[method-assign]
+    increments = list(process.walk())
+    episodes = [episode for step in steps for episode in step.episodes]
+    rewards = np.concatenate([step.rewards for step in steps])
+    assert len(episodes) >= 12
+    assert rewards.max() >= 50
+    total = {name: sum(increment.statistics[name] for increment in increments) for name in increments[0].statistics}
+    assert total["episodes"] == len(episodes)
+    assert total["score_sum"] == sum(episode.score for episode in episodes) >= 50
+    assert total["episode_length_sum"] == sum(episode.length for episode in episodes)
+    clipped = sum(
+        increment.statistics["clipped_reward"] * increment.statistics["agent_steps"] for increment in increments
+    )
+    assert clipped == pytest.approx(np.clip(rewards, -1, 1).sum())
+
+
+@pytest.mark.parametrize("parameters", ["encoder", "all"])
+@pytest.mark.parametrize("segment_updates", [10, 24])
+def test_the_energy_without_the_loss_telescopes_to_the_ends_of_the_path(segment_updates: int, parameters: str) -> None:
+    config = tiny_config(
+        **{
+            "meta.use_loss": False, "stream.segment_updates": segment_updates,
+            "meta.parameters": parameters, "env.full_action_space": True,
+        }
+    )  # fmt: skip
+    process = start(config)
+    first = {name: value.detach().clone() for name, value in process.meta_learned.items()}
+    increments = list(process.walk())
+    assert sum(increment.num_moves for increment in increments) == 24, "the optimizer's last move is included"
+    for name, last in process.meta_learned.items():
+        total = torch.stack([increment.meta_gradient[name] for increment in increments]).sum(0)
+        assert total.any()
+        if segment_updates == 24:
+            assert torch.equal(total, first[name] - last)
+        else:  # float32 pieces: a few roundings of parameters below 2
+            torch.testing.assert_close(total, first[name] - last.detach(), rtol=0, atol=1e-6)
+
+
+def test_the_same_task_gives_the_same_bits_and_another_seed_others() -> None:
+    config = tiny_config(**{"task.agent_steps": 240})
+    first, again = list(start(config).walk()), list(start(config).walk())
+    assert_same_increments(first, again)
+    other = list(start(config, Task(0, 1, "space_invaders", seed=12)).walk())
+    assert any(not torch.equal(value, other[0].meta_gradient[name]) for name, value in first[0].meta_gradient.items())
+
+
+@pytest.mark.parametrize("use_loss", [True, False])
+def test_parameters_that_become_infinite_end_the_task_as_failed(use_loss: bool) -> None:
+    config = tiny_config(**{"agent.lr": 1e30, "meta.use_loss": use_loss})
+    increments = list(start(config).walk())
+    assert len(increments) == 1
+    (increment,) = increments
+    assert increment.failed
+    assert "non-finite" in increment.failed
+    assert increment.last
+    assert increment.key.sequence == 0
+    assert increment.statistics["agent_steps"] < 480, "it stops where it failed"
+    assert all(not value.any() for value in increment.meta_gradient.values()), "it contributes nothing"
+
+
+# -------------------------------------------------------------------------------------- the process: state
+
+
+def finish(config: Config, task: Task, state: bytes) -> tuple[list[Increment], Mapping[str, Tensor]]:
+    """Runs in another process: goes on from a state to the end of the task."""
+    process = A2CProcess.from_state(config, task, safetensors.torch.load(state))
+    return list(process.walk()), process.network.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "metric", "parameters"),  # every pair of values occurs
+    [
+        ("rmsprop", "fp32", "energy", "encoder"),
+        ("rmsprop", "bf16", "length", "all"),
+        ("adam", "fp32", "length", "all"),
+        ("adam", "bf16", "energy", "all"),
+        ("adam", "bf16", "length", "encoder"),
+    ],
+)
+def test_a_process_goes_on_in_another_one_to_the_same_bits(
+    elsewhere: ProcessPoolExecutor, optimizer: str, precision: str, metric: str, parameters: str
+) -> None:
+    """From before the first step, within a segment, at its end, and again in the next two."""
+    config = tiny_config(
+        **{
+            "agent.optimizer": optimizer, "precision": precision, "meta.metric": metric,
+            "meta.parameters": parameters, "env.full_action_space": parameters == "all",
+            "agent.num_envs": 2, "task.agent_steps": 110, "stream.segment_updates": 4,  # segments of 4, 4 and 3
+            "env.max_episode_frames": 70,  # games end, and no-ops are drawn, within the few steps
+            "env.sticky_actions": 0.5,  # the action that was held before a state shows after it
+        }
+    )  # fmt: skip
+    task = Task(0, 1, "asterix", seed=11)
+    process = start(config, task)
+    walk, increments, continued = process.walk(), [], {}
+    for num_updates in (0, 3, 4, 6, 8, 10):
+        while process.num_updates // 4 < num_updates // 4:
+            increments.append(next(walk))
+        while process.num_updates < num_updates:
+            process.update()
+        state = safetensors.torch.save(dict(process.state()))
+        continued[num_updates] = elsewhere.submit(finish, config, task, state)
+    increments += walk
+    assert [increment.key.sequence for increment in increments] == [0, 1, 2]
+    for num_updates, result in continued.items():
+        remaining, parameters_there = result.result()
+        assert_same_increments(remaining, increments[num_updates // 4 :])
+        for name, value in process.network.state_dict().items():
+            assert torch.equal(value, parameters_there[name]), (num_updates, name)
+
+
+def test_a_state_is_a_copy_and_taking_it_disturbs_nothing() -> None:
+    config = tiny_config(**{"agent.num_envs": 2, "task.agent_steps": 110, "stream.segment_updates": 4})
+    expected = list(start(config).walk())
+    process = start(config)
+    process.update()
+    state = process.state()
+    before = safetensors.torch.save(dict(state))
+    assert_same_increments(list(process.walk()), expected)
+    assert safetensors.torch.save(dict(state)) == before
+    assert safetensors.torch.save(dict(A2CProcess.from_state(config, TASK, state).state())) == before
