@@ -200,13 +200,15 @@ def config_hash(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (1e-4 is a number, not a string) and duplicate keys refused."""
+    """YAML 1.2 floats (1e-4 is a number, not a string); keys are text, and none stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
-                problem = f"key {key_node.value!r} twice"
+            text = key_node.tag == "tag:yaml.org,2002:str"
+            if not text or key_node.value in seen:
+                shown = repr(key_node.value) if isinstance(key_node.value, str) else "of several values"
+                problem = f"key {shown} {'stands twice' if text else 'is not text'}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)

@@ -93,12 +93,13 @@ def parse_game(text: str) -> Game:
     BadInputError for an unknown or two-player game and for a mode or difficulty it does not have.
     """
     name, _, options = text.partition(":")
-    rom = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower().replace("-", "_")
+    plain = _plain(name)
+    rom = next((rom for rom in (*catalogue(), *TWO_PLAYER_ROMS) if _plain(rom) == plain), "")
     if rom in TWO_PLAYER_ROMS:
         raise BadInputError(f"{rom} is a game for two players, which ALE cannot run with one agent")
     info = catalogue().get(rom)
     if info is None:
-        near = difflib.get_close_matches(rom, catalogue(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.strip().lower(), catalogue(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadInputError(f"unknown game {name!r}; {hint}`leap-rl games` lists all {len(catalogue())}")
     chosen: dict[str, int] = {}
@@ -113,6 +114,11 @@ def parse_game(text: str) -> Game:
         if int(value) != default:
             chosen[key.strip()] = int(value)
     return Game(rom, **chosen)
+
+
+def _plain(name: str) -> str:
+    """UpNDown, up_n_down and up-n-down are one game."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def ranges(values: Sequence[int]) -> str:

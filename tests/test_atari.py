@@ -475,3 +475,17 @@ def test_a_snapshot_is_a_copy_and_taking_it_disturbs_nothing() -> None:
     disturbed.load_state(snapshot)  # back in time, in a vector that has gone on
     assert safetensors.torch.save(disturbed.state()) == before
     assert_same(play(disturbed, second), expected)
+
+
+def test_a_life_lost_right_after_a_snapshot_is_seen() -> None:
+    """The lives there were before the step belong to the state."""
+    config = with_(PLAIN, life_loss="terminal")
+    vector = make("breakout", config)
+    actions = draw_actions(vector, 400)
+    lost = int(play(vector, actions)["terminated"][:, 0].argmax())
+    before = make("breakout", config)
+    play(before, actions[:lost])
+    restored = make("breakout", config)
+    restored.load_state(before.state())
+    assert restored.step(actions[lost]).terminated[0]
+    assert lost > 0

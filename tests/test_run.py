@@ -182,6 +182,17 @@ def test_describe_says_what_was_passed_over(tmp_path):
     assert json.loads(json.dumps(state)) == state
 
 
+def test_describe_is_where_a_resume_goes_on(tmp_path):
+    """A crash between the mark of a checkpoint and initialization.safetensors leaves the two a meta-step apart."""
+    run = make_run(tmp_path, last=1)
+    older = (run / "initialization.safetensors").read_bytes()
+    make_run(tmp_path, last=2)
+    (run / "initialization.safetensors").write_bytes(older)
+    state = describe(run)
+    assert state["meta_step"] == latest(tmp_path)[0].meta_step == 2
+    assert state["fingerprint"] == fingerprint(make_checkpoint(2).initialization)
+
+
 # The fingerprint
 
 

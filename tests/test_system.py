@@ -124,7 +124,8 @@ def test_a_killed_driver_resumes_to_the_same_run(tmp_path, undisturbed, moment):
         wait_for(lambda: moment(run), driver)
         driver.kill()  # only the driver; started() then clears away what Ray has left
         assert driver.wait() == -signal.SIGKILL
-    assert 1 <= describe(run)["meta_step"] < TINY["meta.steps"]
+    assert committed(run, 1)
+    assert not committed(run, TINY["meta.steps"])
 
     done = cli(*command, "--json")
     assert done.returncode == 0, done.stderr
@@ -215,6 +216,19 @@ def test_an_interrupted_run_says_so_in_one_line(interruption):
 def test_an_interrupted_run_resumes_to_the_same_run(interruption, undisturbed):
     assert interruption.at == 1
     assert_same_run(interruption.resumed, undisturbed)
+
+
+def test_ctrl_c_while_ray_starts_leaves_no_process(tmp_path):
+    with started(tmp_path, "train", write_config(tmp_path), "backend=ray") as driver:
+        wait_for(lambda: any(title.startswith("ray::") for title in session(driver.pid).values()), driver)
+        end = time.monotonic() + 20
+        os.killpg(driver.pid, signal.SIGINT)
+        assert driver.wait(timeout=20) == 130
+        while (left := session(driver.pid)) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert left == {}
+    [*_, last] = (tmp_path / "stderr").read_text().splitlines()
+    assert last.startswith("interrupted")
 
 
 # TensorBoard, as it reads the event files of runs that were interrupted
