@@ -156,6 +156,10 @@ class Config(_Section):
             f"{needed} gradient steps of agent.num_envs × agent.unroll = {update} agent steps",
         )
         _require(
+            self.env.max_episode_frames > self.env.noop_max,
+            f"env.max_episode_frames = {self.env.max_episode_frames}: must exceed env.noop_max = {self.env.noop_max}",
+        )
+        _require(
             self.workers.gpus == 0 or self.device == "cuda",
             f"workers.gpus = {self.workers.gpus}: needs device = cuda",
         )

@@ -66,11 +66,11 @@ class GameInfo:
         return "-"
 
 
-def open_game(name: str, seed: int = 0, sticky_actions: float = 0.0) -> ale_py.ALEInterface:
-    """A fresh emulator with the ROM loaded. ``seed``: 31 bits; ``sticky_actions``: probability."""
+def open_game(name: str, seed: int = 0) -> ale_py.ALEInterface:
+    """A fresh emulator with the ROM loaded, no action sticky. ``seed``: 31 bits."""
     emulator = ale_py.ALEInterface()
     emulator.setInt("random_seed", seed)
-    emulator.setFloat("repeat_action_probability", sticky_actions)
+    emulator.setFloat("repeat_action_probability", 0.0)
     emulator.loadROM(roms.get_rom_path(name))
     return emulator
 

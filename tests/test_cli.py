@@ -270,7 +270,7 @@ def test_a_bad_override_is_one_line_and_creates_nothing(tmp_path, run_main, over
         pytest.param(b"", "mapping", id="empty"),
         pytest.param(b"run: {dir: a}\nrun: {dir: b}\n", "twice", id="a key twice"),
         pytest.param(b"{[run, dir]: a}\n", "config.yaml", id="a list as key"),
-        pytest.param(b"1: a\n", "missing", id="a number as key"),
+        pytest.param(b"1: a\n", "not text", id="a number as key"),
         pytest.param(b"run:\n", "run", id="an empty section"),
     ],
 )

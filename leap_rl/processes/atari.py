@@ -4,6 +4,8 @@ Preprocessing is that of Machado et al., "Revisiting the Arcade Learning Environ
 gymnasium's AtariPreprocessing: an action is held for ``frame_skip`` frames, the observation is the maximum
 of the last two, resized by area. Stepping ``ALEInterface`` objects is as fast as ale-py's own vector
 environment on one core, and only they can be snapshotted (docs/adr/0002-emulators-as-values.md).
+
+Sticky actions are ours, not ALE's: an emulator's snapshot does not hold the action that ALE would repeat.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,21 +47,21 @@ class Step(NamedTuple):
 class AtariVector:
     """``num_envs`` copies of one game, stepped together; a game that ends starts anew in the same step.
 
-    Every environment has its own emulator seed; no-op counts come from one generator of the vector. C is
-    ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills the stack
-    with its first frame. A game that ends within the skipped frames shows the frames it still had.
+    Every environment has its own emulator seed; sticky actions and no-op counts come from one generator of
+    the vector. C is ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills
+    the stack with its first frame. A game that ends within the skipped frames shows the frames it still had.
     """
 
     def __init__(self, game: Game, num_envs: int, config: EnvConfig, seed: int, num_threads: int = 1) -> None:
-        emulator_seeds, noop_seed = np.random.SeedSequence(seed).spawn(2)
+        emulator_seeds, rng_seed = np.random.SeedSequence(seed).spawn(2)
         self.num_envs = num_envs
         self.config = config
-        self._emulators = [
-            _open(game, config, int(value) >> 1) for value in emulator_seeds.generate_state(num_envs, np.uint32)
-        ]
+        self._emulators = [_open(game, int(value) >> 1) for value in emulator_seeds.generate_state(num_envs, np.uint32)]
         first = self._emulators[0]
-        self._actions = first.getLegalActionSet() if config.full_action_space else first.getMinimalActionSet()
-        self._noops = torch.Generator().manual_seed(int(noop_seed.generate_state(1)[0]))
+        actions = first.getLegalActionSet() if config.full_action_space else first.getMinimalActionSet()
+        self._actions = np.array([action.value for action in actions])  # ALE's numbers; 0 is NOOP
+        self._held = np.zeros(num_envs, np.int64)  # what each emulator did in its last frame
+        self._rng = torch.Generator().manual_seed(int(rng_seed.generate_state(1)[0]))
 
         grey, size = config.color == "grey", config.screen_size
         screen = first.getScreenDims() if grey else (*first.getScreenDims(), 3)
@@ -82,10 +84,13 @@ class AtariVector:
         return len(self._actions)
 
     def step(self, actions: NDArray[np.int64]) -> Step:
-        """Takes ``actions`` [B], each in [0, num_actions). Raises IndexError for any other."""
+        """Takes ``actions`` [B], each in [0, num_actions). Raises IndexError for any other, before stepping."""
+        if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= self.num_actions:
+            raise IndexError(f"actions must be {self.num_envs} numbers in [0, {self.num_actions}), not {actions}")
+        played = self._stick(self._actions[actions])
         rewards = np.zeros(self.num_envs, np.float32)
         frames = np.zeros(self.num_envs, np.int64)
-        self._in_parallel(lambda envs: self._act(envs, actions, rewards, frames))
+        self._in_parallel(lambda envs: self._act(envs, played, rewards, frames))
         self.num_frames += int(frames.sum())
         self._scores += rewards
         self._lengths += 1
@@ -109,21 +114,31 @@ class AtariVector:
                 self._new_game(env)
         return Step(self.observations, rewards, terminated, truncated, final_observations, episodes)
 
+    def _stick(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What is played in each skipped frame, [B, frame_skip]: with probability ``sticky_actions`` whatever
+        was played in the frame before, else the chosen action [B]. (Machado et al. 2018, section 5.3.)"""
+        played = np.repeat(chosen[:, None], self.config.frame_skip, axis=1)
+        if self.config.sticky_actions:
+            stuck = torch.rand(played.shape, generator=self._rng).numpy() < self.config.sticky_actions
+            before = self._held
+            for frame in range(self.config.frame_skip):
+                before = played[:, frame] = np.where(stuck[:, frame], before, played[:, frame])
+            self._held = played[:, -1].copy()
+        return played
+
     def _in_parallel(self, work: Callable[[Iterable[int]], None]) -> None:
         if self._pool is None:
             work(range(self.num_envs))
         else:
             list(self._pool.map(work, self._slices))  # list: raise what a thread raised
 
-    def _act(
-        self, envs: Iterable[int], actions: NDArray[np.int64], rewards: NDArray[Any], frames: NDArray[Any]
-    ) -> None:
-        """Holds each environment's action for ``frame_skip`` frames and pushes the frame that results."""
+    def _act(self, envs: Iterable[int], played: NDArray[np.int64], rewards: NDArray[Any], frames: NDArray[Any]) -> None:
+        """Plays ``frame_skip`` frames in each environment and pushes the frame that results."""
         skip = self.config.frame_skip
         for env in envs:
-            emulator, action = self._emulators[env], self._actions[_index(actions[env], len(self._actions))]
+            emulator = self._emulators[env]
             reward, captured = 0, 0
-            for frame in range(skip):
+            for frame, action in enumerate(played[env].tolist()):
                 reward += emulator.act(action)
                 frames[env] += 1
                 ended = emulator.game_over(with_truncation=False) or self._out_of_frames(emulator)
@@ -154,13 +169,13 @@ class AtariVector:
         emulator = self._emulators[env]
         emulator.reset_game()
         if self.config.noop_max:
-            noops = int(torch.randint(1, self.config.noop_max + 1, (), generator=self._noops))
+            noops = int(torch.randint(1, self.config.noop_max + 1, (), generator=self._rng))
             for _ in range(noops):
                 emulator.act(0)
                 if emulator.game_over():
                     emulator.reset_game()
             self.num_frames += noops
-        self._scores[env] = self._lengths[env] = 0
+        self._scores[env] = self._lengths[env] = self._held[env] = 0
         self._lives[env] = emulator.lives()
         self._capture(env, 0)
         for _ in range(self.config.frame_stack):
@@ -173,8 +188,9 @@ class AtariVector:
             "scores": torch.from_numpy(self._scores.copy()),
             "lengths": torch.from_numpy(self._lengths.copy()),
             "lives": torch.from_numpy(self._lives.copy()),
+            "held": torch.from_numpy(self._held.copy()),
             "num_frames": torch.tensor(self.num_frames),
-            "noops": self._noops.get_state(),
+            "rng": self._rng.get_state(),
         }
         for env, emulator in enumerate(self._emulators):
             snapshot = emulator.cloneState(include_rng=True).__getstate__()
@@ -188,23 +204,18 @@ class AtariVector:
         self._lengths[:] = state["lengths"].numpy()
         self._lives[:] = state["lives"].numpy()
         self.num_frames = int(state["num_frames"])
-        self._noops.set_state(state["noops"])
+        self._held = state["held"].numpy().copy()
+        self._rng.set_state(state["rng"])
         for env, emulator in enumerate(self._emulators):
             snapshot = ale_py.ALEState.__new__(ale_py.ALEState)
             snapshot.__setstate__(state[f"emulator/{env:04d}"].numpy().tobytes())  # type: ignore[arg-type]
             emulator.restoreState(snapshot)
 
 
-def _open(game: Game, config: EnvConfig, seed: int) -> ale_py.ALEInterface:
-    emulator = open_game(game.rom, seed, config.sticky_actions)
+def _open(game: Game, seed: int) -> ale_py.ALEInterface:
+    emulator = open_game(game.rom, seed)
     if game.mode is not None:
         emulator.setMode(game.mode)
     if game.difficulty is not None:
         emulator.setDifficulty(game.difficulty)
     return emulator
-
-
-def _index(action: Any, num_actions: int) -> int:
-    if not 0 <= action < num_actions:
-        raise IndexError(f"action {action}: must be in [0, {num_actions})")
-    return int(action)

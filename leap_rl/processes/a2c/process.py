@@ -141,7 +141,7 @@ class A2CProcess:
         to its reward, and its discount is 0 since what the environment shows next is another game.
         """
         agent = self.config.agent
-        rewards = torch.from_numpy(step.rewards)
+        rewards = torch.from_numpy(step.rewards.copy())
         if agent.reward_clip is not None:
             rewards = rewards.clamp(-agent.reward_clip, agent.reward_clip)
         self.segment.clipped_reward += float(rewards.sum())
