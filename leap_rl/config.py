@@ -231,7 +231,8 @@ def _parse_yaml(text: str, what: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise BadInputError(f"{what}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise BadInputError(f"{what}{where}: not YAML: {problem}") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -266,7 +267,9 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        # Unknown keys first: a key that is missing is often one that is misspelled.
+        found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        problems = [" ".join(_describe(problem).split()) for problem in found]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BadInputError(problems[0] + more) from None
 
@@ -282,7 +285,7 @@ def _describe(problem: Any) -> str:
     shown = json.dumps(value, default=str) if not isinstance(value, str) else value
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(key, [*Config.model_fields, *all_keys()], n=1, cutoff=0.4)
         return f"{key} = {shown}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
     return f"{key} = {shown}: {message.replace('Input should', 'must').replace('must be a valid', 'must be a')}"
 

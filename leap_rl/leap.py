@@ -90,16 +90,17 @@ class PathAccumulator:
         if self.failed:
             return
         loss = _number(loss)
+        first = not self._point
+        if first:
+            self._point = {name: value.detach().clone() for name, value in parameters.items()}
         if not math.isfinite(loss):
             self._fail("non-finite loss")
-        elif not all(_is_finite(value) for value in gradients.values()):
+        elif not _all_finite(gradients):
             self._fail("non-finite gradient")
-        elif self._point:
+        elif not first:
             self._advance(parameters, loss)
-        else:
-            self._point = {name: value.detach().clone() for name, value in parameters.items()}
-            if not all(_is_finite(value) for value in self._point.values()):
-                self._fail("non-finite parameter")
+        elif not _all_finite(parameters):
+            self._fail("non-finite parameter")
         if self.failed is not None:
             return
         self._loss = loss
@@ -122,7 +123,9 @@ class PathAccumulator:
         if parameters is None or self.failed or not self._point:
             return
         self._check("parameters", parameters, self._point)
-        if loss is not None and not math.isfinite(_number(loss)):
+        if not _all_finite(parameters):
+            self._fail("non-finite parameter")
+        elif loss is not None and not math.isfinite(_number(loss)):
             self._fail("non-finite loss")
         elif loss is not None:
             self._advance(parameters, _number(loss))
@@ -154,12 +157,14 @@ class PathAccumulator:
         for name, point in self._point.items():
             if name not in self._move:
                 self._move[name] = torch.empty_like(point)
-            move = torch.sub(parameters[name], point, out=self._move[name]).flatten()
-            squared_norm += float(torch.dot(move, move))
+            squared_norm += _squared_norm(torch.sub(parameters[name], point, out=self._move[name]))
         loss_change = loss - self._loss if self.use_loss else 0.0
-        squared_norm += loss_change**2
+        squared_norm += loss_change * loss_change
         if not math.isfinite(squared_norm):
             self._fail("non-finite parameter")
+        elif abs(loss_change) > min(torch.finfo(point.dtype).max for point in self._point.values()):
+            self._fail("non-finite loss")  # in the dtype of the parameters
+        if self.failed:
             return
 
         norm = math.sqrt(squared_norm)
@@ -169,12 +174,12 @@ class PathAccumulator:
         self.num_rises += loss_change > 0
         if self.stabilizer and loss_change > 0:
             loss_change = -loss_change
-        if norm > 0 and self.metric == "length":
+        if self.metric == "energy":  # −Δθ telescopes: see increment()
+            self._start = self._start or {name: value.clone() for name, value in self._point.items()}
+            self._add(self._gradient, -loss_change)
+        elif norm > 0:
             self._add(self._move, -1 / norm)
             self._add(self._gradient, -loss_change / norm)
-        elif norm > 0:
-            self._add(self._gradient, -loss_change)
-            self._start = self._start or {name: value.clone() for name, value in self._point.items()}
         for name, point in self._point.items():
             point.copy_(parameters[name])
 
@@ -221,10 +226,22 @@ class PathAccumulator:
                 groups[group][name] = value.clone()
         self._start, self._point = groups["start"], groups["point"]
         self._gradient, self._sum = groups["gradient"], groups["sum"]
+        self._move = {}
 
 
 def _number(loss: float | Tensor) -> float:
     return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+
+
+def _squared_norm(move: Tensor) -> float:
+    """‖move‖²; once more in double where the squares leave the range of the dtype."""
+    flat = move.flatten()
+    squared = float(torch.dot(flat, flat))
+    return squared if 1e-30 < squared < math.inf else float(flat.double().square().sum())
+
+
+def _all_finite(values: Mapping[str, Tensor]) -> bool:
+    return all(_is_finite(value) for value in values.values())
 
 
 def _is_finite(value: Tensor) -> bool:

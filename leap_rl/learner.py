@@ -141,9 +141,9 @@ class MetaLearner:
         finite.
         """
         reports = tuple(self._ledgers[slot].report() for slot in sorted(self._ledgers))
-        unfinished = [report.task.name for report in reports if not report.done]
-        if unfinished or not reports:
-            raise RuntimeError(f"step() before the meta-batch is done: {unfinished or 'nothing received'}")
+        done = sum(report.done for report in reports)
+        if done < self.config.batch_size:
+            raise RuntimeError(f"step() before the meta-batch is done: {done} of {self.config.batch_size} tasks")
         ledgers = [self._ledgers[slot] for slot in sorted(self._ledgers) if not self._ledgers[slot].failed]
         if not ledgers:
             reasons = "; ".join(f"{report.task.name}: {report.failed}" for report in reports)

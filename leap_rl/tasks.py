@@ -103,6 +103,7 @@ def parse_game(text: str) -> Game:
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadInputError(f"unknown game {name!r}; {hint}`leap-rl games` lists all {len(catalogue())}")
     chosen: dict[str, int] = {}
+    given: set[str] = set()
     for option in filter(None, options.split(",")):
         key, _, value = option.partition("=")
         allowed = {"mode": info.modes, "difficulty": info.difficulties}.get(key.strip())
@@ -110,6 +111,9 @@ def parse_game(text: str) -> Game:
             raise BadInputError(f"{text!r}: unknown option {key!r}; allowed are mode and difficulty")
         if not value.strip().isdecimal() or int(value) not in allowed:
             raise BadInputError(f"{text!r}: {rom} has {key} {ranges(allowed)}, not {value!r}")
+        if key.strip() in given:
+            raise BadInputError(f"{text!r}: {key.strip()} is given twice")
+        given.add(key.strip())
         default = info.default_mode if key.strip() == "mode" else info.default_difficulty
         if int(value) != default:
             chosen[key.strip()] = int(value)

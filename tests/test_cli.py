@@ -214,7 +214,7 @@ BAD_VALUES = [
     pytest.param({"tasks.held_out": ["warlords"]}, ["warlords", "two players"], id="two players held out"),
     pytest.param({"tasks.games": []}, ["tasks.games"], id="no game"),
     pytest.param({"tasks.games": ["pong:mode=99", "asterix"]}, ["mode", "99"], id="mode"),
-    pytest.param({"meta.batch_size": 4}, ["meta.batch_size = 4", "at most 3"], id="batch larger than the pool"),
+    pytest.param({"meta.batch_size": 5}, ["meta.batch_size = 5", "at most 4"], id="batch larger than the pool"),
     pytest.param({"tasks.held_out": ["pong"]}, ["tasks.held_out = pong", "tasks.games"], id="held out in the pool"),
     pytest.param({"tasks.held_out": ["Pong"]}, ["tasks.held_out = pong"], id="held out in the pool, spelt otherwise"),
     pytest.param({"meta.steps": 0}, ["meta.steps = 0", "greater than 0"], id="no meta-step"),

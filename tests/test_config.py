@@ -1,129 +1,364 @@
-"""Configurations: typed, frozen, and every problem one line. (Bad files and values: tests/test_cli.py.)"""
+"""The configuration: what is read, what is refused and how, and what a resumed run may change."""
 
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
-from leap_rl.config import all_keys, config_hash, describe_keys, load_config
+from leap_rl.config import FREE_ON_RESUME, all_keys, config_hash, describe_keys, flatten, load_config, parse_config
 from leap_rl.types import BadInputError
-from tests.helpers import tiny_config, tiny_tree
 
-PRESETS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
-
-
-def load(tmp_path, *overrides, text=None, **keys):
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(tiny_tree(**keys)) if text is None else text)
-    return load_config(file, overrides)
-
-
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_presets_load(path):
-    config = load_config(path)
-    assert config.tasks.held_out
-    assert config.num_updates > 1
-
-
-def test_the_papers_preset_is_appendix_f():
-    config = load_config(next(path for path in PRESETS if path.stem == "atari_paper"))
-    env, agent, meta = config.env, config.agent, config.meta
-    assert (env.color, env.screen_size, env.frame_stack) == ("rgb", 84, 1)
-    assert (meta.steps, meta.batch_size, meta.metric, meta.parameters) == (100, 16, "energy", "encoder")
-    assert (meta.use_loss, meta.stabilizer) == (True, True)
-    assert (len(config.tasks.games), config.tasks.held_out) == (25, ["breakout", "space_invaders"])
-    assert config.task.agent_steps == 5_000_000
-    assert (agent.num_envs, agent.unroll, agent.discount, agent.entropy_cost, agent.reward_clip) == (
-        32,
-        5,
-        0.99,
-        0.01,
-        5,
-    )
-    assert (agent.optimizer, agent.lr, agent.rmsprop_decay, agent.epsilon) == ("rmsprop", 1e-4, 0.99, 1e-4)
-    assert config.num_updates == 31_250
+MINIMAL = """\
+run:
+  dir: runs/test
+meta:
+  steps: 2
+  batch_size: 2
+  lr: 0.1
+tasks:
+  games: [pong, qbert, asterix]
+  held_out: [breakout]
+task:
+  agent_steps: 1_000
+agent:
+  lr: 1e-4
+"""
 
 
-def test_overrides_are_yaml(tmp_path):
-    config = load(
-        tmp_path, "agent.lr=1e-4", "meta.use_loss=false", "agent.max_grad_norm=null", "tasks.games=[Pong, qbert]"
-    )
-    assert config.agent.lr == 1e-4
-    assert config.meta.use_loss is False
-    assert config.agent.max_grad_norm is None
-    assert config.tasks.games == ["pong", "qbert"]
+@pytest.fixture
+def load(tmp_path):
+    """load(*overrides, text=…) reads a configuration from a file."""
+
+    def load(*overrides, text=MINIMAL):
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return load_config(file, overrides)
+
+    return load
 
 
-def test_floats_of_yaml_1_2_are_numbers_and_quoted_ones_are_not(tmp_path):
-    text = yaml.safe_dump(tiny_tree())
-    assert load(tmp_path, text=text.replace("lr: 0.1", "lr: 1e-1")).meta.lr == 0.1
-    with pytest.raises(BadInputError, match=r"meta.lr = 0.1: must be a valid number|meta.lr = 0.1: must be a number"):
-        load(tmp_path, text=text.replace("lr: 0.1", "lr: '0.1'"))
+def refusal(load, *overrides, text=MINIMAL):
+    """The one line of a configuration that is refused."""
+    with pytest.raises(BadInputError) as refused:
+        load(*overrides, text=text)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert refused.value.exit_code == 2
+    return message
+
+
+# What is read
+
+
+def test_the_minimal_configuration_is_read(load):
+    config = load()
+    assert (config.run.dir, config.meta.steps, config.task.agent_steps) == ("runs/test", 2, 1000)
+    assert config.tasks.games == ["pong", "qbert", "asterix"]
+    assert (config.backend, config.meta.metric, config.agent.num_envs) == ("ray", "energy", 32)  # defaults
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("5e2", 500), (".5", 0.5), ("1", 1)])
+def test_floats_may_be_written_as_people_write_them(load, text, number):
+    """YAML 1.1 takes 1e-4 for text, since it has no point."""
+    assert load(text=MINIMAL.replace("lr: 1e-4", f"lr: {text}")).agent.lr == number
+    assert load(f"agent.lr={text}").agent.lr == number
+
+
+def test_overrides_win_in_order_and_may_open_sections(load):
+    config = load("meta.steps=20", "env.color=rgb", "tasks.games=[pong, SpaceInvaders]", "meta.steps=30")
+    assert (config.meta.steps, config.env.color) == (30, "rgb")
+    assert config.tasks.games == ["pong", "space_invaders"]
+    assert config.meta.lr == 0.1
+
+
+def test_an_override_may_be_null(load):
+    assert load("agent.reward_clip=null").agent.reward_clip is None
+
+
+def test_games_are_stored_by_their_canonical_names(load):
+    config = load("tasks.games=[Pong, 'breakout:mode=4,difficulty=1', 'qbert:mode=0']", "tasks.held_out=[BeamRider]")
+    assert config.tasks.games == ["pong", "breakout:mode=4,difficulty=1", "qbert"]
+    assert config.tasks.held_out == ["beam_rider"]
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("agent_steps", "num_updates"), [("161", 2), ("320", 2), ("321", 3), ("1_000", 7)]
+)  # of 32 × 5 agent steps
+def test_a_task_is_rounded_up_to_whole_updates(load, agent_steps, num_updates):
+    assert load(f"task.agent_steps={agent_steps}").num_updates == num_updates
+
+
+def test_without_the_loss_one_update_is_a_path(load):
+    assert load("task.agent_steps=1", "meta.use_loss=false").num_updates == 1
+
+
+def test_a_configuration_is_frozen(load):
+    config = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.backend = "serial"
+    with pytest.raises(ValidationError, match="frozen"):
+        config.meta.steps = 3
+
+
+def test_what_is_dumped_is_read_back_the_same(load):
+    config = load("meta.optimizer=adam", "agent.max_grad_norm=0.5")
+    assert parse_config(config.model_dump()) == config
+
+
+def test_every_key_is_described(load):
+    described = dict(describe_keys())
+    assert list(described) == [key for key, _ in flatten(load().model_dump())]
+    assert described["meta.metric"].startswith("energy | length")
+    assert described["meta.steps"].endswith("required")
+    assert described["env.noop_max"].endswith("default 30")
+
+
+# What is refused: (override, parts of the one line: key, value, what is allowed)
+
+REFUSED = [
+    # unknown keys, with the nearest one there is
+    ("meta.batchsize=2", "meta.batchsize = 2: unknown key", "did you mean meta.batch_size?"),
+    ("agent.entropy=0.01", "agent.entropy = 0.01: unknown key", "did you mean agent.entropy_cost?"),
+    ("env.colour=rgb", "env.colour = rgb: unknown key", "did you mean env.color?"),
+    ("met.steps=2", "met = ", "unknown key", "did you mean meta?"),
+    ("zzz.qqq=1", "zzz = ", "unknown key"),
+    ("log_segments=true", "log_segments = true: unknown key", "did you mean log.segments?"),
+    # wrong types; numbers in quotes are text
+    ("meta.steps='2'", "meta.steps = ", "2", "integer"),
+    ("meta.steps=2.0", "meta.steps = 2.0", "integer"),
+    ("meta.steps=true", "meta.steps = true", "integer"),
+    ("meta.steps=many", "meta.steps = many", "integer"),
+    ("meta.steps=", "meta.steps = null", "integer"),
+    ("meta.lr='0.1'", "meta.lr = ", "0.1", "number"),
+    ("meta.lr=true", "meta.lr = true", "number"),
+    ("meta.lr=[0.1]", "meta.lr = [0.1]", "number"),
+    ("meta.use_loss=1", "meta.use_loss = 1", "boolean"),
+    ("meta.use_loss='true'", "meta.use_loss = ", "true", "boolean"),
+    ("run.dir=5", "run.dir = 5", "string"),
+    ("run.dir=2026-01-01", "run.dir = ", "2026-01-01", "string"),
+    ("tasks.games=pong", "tasks.games = pong", "list"),
+    ("tasks.games=[pong, qbert, 3]", "tasks.games.2 = 3", "string"),
+    ("meta=3", "meta = 3", "dictionary"),
+    # one of a few
+    ("backend=rya", "backend = rya", "'ray' or 'serial'"),
+    ("meta.metric=lenght", "meta.metric = lenght", "'energy' or 'length'"),
+    ("meta.rule=maml", "meta.rule = maml", "'leap'"),
+    ("meta.optimizer=rmsprop", "meta.optimizer = rmsprop", "'sgd', 'nesterov' or 'adam'"),
+    ("meta.parameters=heads", "meta.parameters = heads", "'encoder' or 'all'"),
+    ("env.color=RGB", "env.color = RGB", "'grey' or 'rgb'"),
+    # out of range
+    ("meta.steps=0", "meta.steps = 0", "greater than 0"),
+    ("meta.batch_size=-1", "meta.batch_size = -1", "greater than 0"),
+    ("task.agent_steps=0", "task.agent_steps = 0", "greater than 0"),
+    ("task.agent_steps=-1", "task.agent_steps = -1", "greater than 0"),
+    ("workers.count=0", "workers.count = 0", "greater than 0"),
+    ("workers.count=-2", "workers.count = -2", "greater than 0"),
+    ("workers.gpus=-1", "workers.gpus = -1", "greater than or equal to 0"),
+    ("agent.num_envs=0", "agent.num_envs = 0", "greater than 0"),
+    ("agent.unroll=-5", "agent.unroll = -5", "greater than 0"),
+    ("stream.segment_updates=0", "stream.segment_updates = 0", "greater than 0"),
+    ("run.keep_checkpoints=0", "run.keep_checkpoints = 0", "greater than 0"),
+    ("run.seed=-1", "run.seed = -1", "greater than or equal to 0"),
+    ("env.noop_max=-1", "env.noop_max = -1", "greater than or equal to 0"),
+    ("env.sticky_actions=1.5", "env.sticky_actions = 1.5", "less than or equal to 1"),
+    ("env.screen_size=20", "env.screen_size = 20", "greater than or equal to 36"),
+    ("agent.discount=-0.1", "agent.discount = -0.1", "greater than or equal to 0"),
+    ("agent.reward_clip=0", "agent.reward_clip = 0", "greater than 0"),
+    ("meta.momentum=1", "meta.momentum = 1", "less than 1"),
+    ("meta.lr=0", "meta.lr = 0", "greater than 0"),
+    ("agent.lr=-1e-4", "agent.lr = -0.0001", "greater than 0"),
+    # not a number, without an end
+    ("meta.lr=.nan", "meta.lr = NaN", "finite number"),
+    ("meta.lr=.inf", "meta.lr = Infinity", "finite number"),
+    ("agent.lr=.nan", "agent.lr = NaN", "finite number"),
+    ("agent.discount=.nan", "agent.discount = NaN", "less than or equal to 1"),
+    ("env.sticky_actions=.nan", "env.sticky_actions = NaN", "less than or equal to 1"),
+    ("meta.momentum=.nan", "meta.momentum = NaN", "less than 1"),
+    ("agent.max_grad_norm=-.inf", "agent.max_grad_norm = -Infinity", "finite number"),
+    # games
+    ("tasks.games=[pong, qberd]", "tasks.games = ", "unknown game 'qberd'", "did you mean qbert?", "leap-rl games"),
+    ("tasks.games=[pong, zzzz]", "tasks.games = ", "unknown game 'zzzz'", "leap-rl games"),
+    ("tasks.held_out=[pnog]", "tasks.held_out = ", "unknown game 'pnog'", "did you mean pong?"),
+    ("tasks.games=[pong, joust]", "tasks.games = ", "joust", "two players"),
+    ("tasks.games=[pong, MazeCraze]", "tasks.games = ", "maze_craze", "two players"),
+    ("tasks.games=[pong, 'breakout:mode=3']", "tasks.games = ", "breakout has mode 0, 4, 8", "not '3'"),
+    ("tasks.games=[pong, 'breakout:mode=']", "tasks.games = ", "breakout has mode 0, 4, 8", "not ''"),
+    ("tasks.games=[pong, 'breakout:difficulty=2']", "tasks.games = ", "breakout has difficulty 0-1", "not '2'"),
+    ("tasks.games=[pong, 'breakout:mode=4,mode=0']", "tasks.games = ", "breakout:mode=4,mode=0", "mode"),
+    ("tasks.games=[pong, 'breakout:level=3']", "tasks.games = ", "'level'", "mode and difficulty"),
+    ("tasks.games=[pong, qbert, Pong]", "tasks.games = ", "pong is listed 2 times", "once"),
+    ("tasks.games=[]", "tasks.games = []", "at least 1"),
+    # impossible combinations
+    ("meta.batch_size=4", "meta.batch_size = 4", "at most 3", "tasks.games"),
+    ("tasks.games=[pong, breakout]", "tasks.held_out = breakout", "is also in tasks.games"),
+    ("tasks.held_out=[Qbert]", "tasks.held_out = qbert", "is also in tasks.games"),
+    ("meta.parameters=all", "meta.parameters = all", "env.full_action_space = true"),
+    ("task.agent_steps=160", "task.agent_steps = 160", "more than 160", "agent.num_envs × agent.unroll"),
+    ("env.max_episode_frames=30", "env.max_episode_frames = 30", "must exceed env.noop_max = 30"),
+    ("workers.gpus=1", "workers.gpus = 1", "device = cuda"),
+    ("device=cuda", "workers.gpus = 0", "device = cuda"),
+    # overrides that are none
+    ("meta.steps", "override 'meta.steps'", "key=value"),
+    ("=3", "override '=3'", "key=value"),
+    ("", "override ''", "key=value"),
+    ("meta.steps.more=3", "override 'meta.steps.more=3'", "steps is not a section"),
+    ("tasks.games=[pong", "override 'tasks.games=[pong'", "not YAML"),
+    ("task={agent_steps: 300, agent_steps: 400}", "'agent_steps' stands twice"),
+]
+
+
+@pytest.mark.parametrize(("override", "parts"), [(row[0], row[1:]) for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_a_bad_value_is_refused_in_one_line_that_says_what_is_allowed(load, override, parts):
+    message = refusal(load, override)
+    for part in parts:
+        assert part in message
+    assert "(and " not in message  # nothing else is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
     [
-        ("meta.lrr=1", ["meta.lrr", "1", "unknown key", "meta.lr?"]),
-        ("mata.lr=1", ["mata", "unknown key", "did you mean"]),
-        ("meta.steps=0", ["meta.steps = 0", "greater than 0"]),
-        ("meta.steps=2.5", ["meta.steps = 2.5", "integer"]),
-        ("meta.metric=distance", ["meta.metric = distance", "'energy' or 'length'"]),
-        ("meta.batch_size=4", ["meta.batch_size = 4", "at most 3"]),
-        ("tasks.held_out=[pong]", ["pong", "tasks.games"]),
-        ("tasks.games=[pong, Pong, qbert]", ["pong", "listed 2 times"]),
-        ("tasks.games=[pongg, qbert]", ["pongg", "did you mean pong"]),
-        ("tasks.games=[joust, qbert]", ["joust", "two players"]),
-        ("tasks.games=['pong:mode=7', qbert]", ["pong has mode 0-1", "'7'"]),
-        ("tasks.games=['pong:level=7', qbert]", ["'level'", "mode and difficulty"]),
-        ("agent.lr=.nan", ["agent.lr", "finite"]),
-        ("agent.discount=1.5", ["agent.discount = 1.5", "less than or equal to 1"]),
-        ("task.agent_steps=20", ["task.agent_steps = 20", "more than 20"]),
-        ("meta.parameters=all", ["meta.parameters = all", "env.full_action_space"]),
-        ("workers.gpus=1", ["workers.gpus = 1", "device = cuda"]),
-        ("meta.steps", ["meta.steps", "key=value"]),
-        ("run.dir.x=1", ["run.dir.x=1", "not a section"]),
+        ("meta: [1, 2", ("not YAML", "line 1")),
+        ("a: b: c", ("not YAML", "line 1")),
+        (MINIMAL + "\tworkers: 2\n", ("not YAML", "line 14")),
+        ("run: \0", ("not YAML",)),
+        ("- meta\n- run\n", ("mapping", "not list")),
+        ("meta", ("mapping", "not str")),
+        ("", ("mapping", "not NoneType")),
+        (MINIMAL + "run:\n  dir: elsewhere\n", ("line 14", "'run' stands twice")),
+        (MINIMAL.replace("  lr: 0.1\n", "  lr: 0.1\n  lr: 0.2\n"), ("line 7", "'lr' stands twice")),
+        (MINIMAL + "1: 2\n", ("line 14", "'1' is not text")),
     ],
 )
-def test_every_problem_is_one_line_with_key_value_and_what_is_allowed(tmp_path, override, words):
-    with pytest.raises(BadInputError) as caught:
-        load(tmp_path, override)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line_that_says_where(load, text, parts):
+    message = refusal(load, text=text)
+    for part in ("config.yaml", *parts):
+        assert part in message
 
 
-def test_a_missing_key_and_a_key_that_stands_twice_are_named(tmp_path):
-    tree = tiny_tree()
-    del tree["meta"]["lr"]
-    with pytest.raises(BadInputError, match=r"meta.lr: is missing"):
-        load(tmp_path, text=yaml.safe_dump(tree))
-    with pytest.raises(BadInputError, match=r"line 2: .*'run' stands twice"):
-        load(tmp_path, text="run: {dir: a}\nrun: {dir: b}\n")
+@pytest.mark.parametrize("key", ["run.dir", "meta.steps", "meta.batch_size", "meta.lr", "tasks.games",
+                                 "task.agent_steps", "agent.lr"])  # fmt: skip
+def test_a_missing_key_is_named(load, key):
+    leaf = key.rpartition(".")[2]
+    section, _, rest = MINIMAL.partition(f"{key.partition('.')[0]}:\n")
+    lines = rest.split("\n")
+    lines.remove(next(line for line in lines if line.startswith(f"  {leaf}:")))
+    if not lines[0].startswith(" "):  # nothing is left of the section
+        lines.insert(0, "  {}")
+    text = "\n".join([f"{section}{key.partition('.')[0]}:", *lines])
+    assert refusal(load, text=text) == f"{key}: is missing and has no default"
 
 
-def test_a_configuration_cannot_be_changed():
-    with pytest.raises(ValidationError, match="frozen"):
-        tiny_config().meta.lr = 3.0
+def test_a_missing_section_is_named(load):
+    assert refusal(load, text=MINIMAL.replace("agent:\n  lr: 1e-4\n", "")).startswith("agent: is missing")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "same"),
-    [
-        ("workers.count", 7, True), ("workers.cpus", 2, True), ("run.dir", "elsewhere", True), ("backend", "ray", True),
-        ("ray.address", "auto", True), ("log.segments", False, True), ("run.keep_checkpoints", 9, True),
-        ("run.seed", 1, False), ("meta.lr", 0.2, False), ("meta.steps", 3, False), ("precision", "bf16", False),
-        ("agent.num_envs", 5, False), ("env.sticky_actions", 0.0, False), ("stream.segment_updates", 11, False),
-    ],
-)  # fmt: skip
-def test_the_hash_is_of_what_decides_the_result(key, value, same):
-    assert (config_hash(tiny_config()) == config_hash(tiny_config(**{key: value}))) is same
+def test_a_misspelled_key_is_named_although_the_right_one_is_now_missing(load):
+    message = refusal(load, text=MINIMAL.replace("steps: 2", "step: 2"))
+    assert "meta.step = 2: unknown key; did you mean meta.steps?" in message
 
 
-def test_every_key_is_described():
-    described = dict(describe_keys())
-    assert list(described) == all_keys()
-    assert described["meta.metric"].startswith("energy | length")
-    assert "default 30" in described["env.noop_max"]
+def test_a_value_of_several_lines_is_shown_in_one(load):
+    message = refusal(load, text=MINIMAL + 'backend: "ray\\nserial"\n')
+    assert "'ray' or 'serial'" in message
+
+
+def test_several_problems_are_counted(load):
+    assert refusal(load, "meta.steps=0", "meta.lr=0").endswith("(and 1 more)")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match=r"^config .*none\.yaml: No such file or directory$"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match=r"^config .*: Is a directory$"):
+        load_config(tmp_path)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInputError, match=r"^config .*config\.yaml: not UTF-8 text$"):
+        load_config(tmp_path / "config.yaml")
+
+
+# What a resumed run may change
+
+# Another allowed value for every key but meta.rule, which has one.
+OTHER = {
+    "run.dir": "elsewhere", "run.seed": 1, "run.keep_checkpoints": 5, "backend": "serial", "ray.address": "auto",
+    "workers.count": 7, "workers.cpus": 2, "workers.gpus": 0.5, "device": "cuda", "precision": "fp32",
+    "meta.steps": 3, "meta.batch_size": 1, "meta.lr": 0.2, "meta.lr_decay": "linear", "meta.optimizer": "adam",
+    "meta.momentum": 0.5, "meta.metric": "length", "meta.use_loss": False, "meta.stabilizer": False,
+    "meta.parameters": "all", "tasks.games": ["pong", "asterix", "qbert"], "tasks.held_out": [],
+    "task.agent_steps": 2000, "agent.num_envs": 8, "agent.unroll": 4, "agent.discount": 0.9,
+    "agent.entropy_cost": 0.0, "agent.value_cost": 0.25, "agent.reward_clip": 5, "agent.optimizer": "adam",
+    "agent.lr": 1e-3, "agent.rmsprop_decay": 0.9, "agent.epsilon": 1e-4, "agent.max_grad_norm": 0.5,
+    "env.frame_skip": 3, "env.sticky_actions": 0.0, "env.noop_max": 0, "env.max_episode_frames": 1000,
+    "env.life_loss": "terminal", "env.full_action_space": False, "env.color": "rgb", "env.screen_size": 64,
+    "env.frame_stack": 1, "stream.segment_updates": 100, "log.segments": False,
+}  # fmt: skip
+FREE = {"run.dir", "run.keep_checkpoints", "backend", "ray.address", "workers.count", "workers.cpus", "workers.gpus",
+        "log.segments"}  # fmt: skip
+# Keys that need each other: device = cuda allows a share of a GPU, the full action space meta.parameters = all.
+BASE = {"device": "cuda", "workers.gpus": 1.0, "env.full_action_space": True}
+
+
+def changed(load, changes):
+    tree = load().model_dump()
+    for key, value in (BASE | changes).items():
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section[name]
+        section[leaf] = value
+    return parse_config(tree)
+
+
+def test_every_key_is_tried():
+    assert set(OTHER) | {"meta.rule"} == set(all_keys())
+    assert {key for key in all_keys() if key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME} == FREE
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_the_hash_changes_with_every_key_but_those_that_are_free_on_a_resume(load, key):
+    base = {"device": "cpu", "workers.gpus": 0.0} if key == "device" else {}
+    other = {"device": "cuda", "backend": "serial"} if key == "device" else {key: OTHER[key]}
+    before, after = changed(load, base), changed(load, base | other)
+    assert dict(flatten(before.model_dump()))[key] != dict(flatten(after.model_dump()))[key]
+    assert (config_hash(before) == config_hash(after)) == (key in FREE)
+
+
+def test_the_hash_is_that_of_the_meaning_not_of_the_text(load):
+    text = MINIMAL.replace("lr: 1e-4", "lr: 0.0001").replace("1_000", "1000").replace("pong,", "Pong,")
+    reordered = text.replace("  steps: 2\n", "").replace("  lr: 0.1\n", "  lr: 0.1\n  steps: 2\n")
+    assert config_hash(load(text=reordered)) == config_hash(load())
+    assert config_hash(load("meta.lr=1")) == config_hash(load("meta.lr=1.0"))
+
+
+# Presets
+
+PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
+def test_every_preset_is_allowed(file):
+    assert load_config(file).meta.steps > 0
+
+
+def test_the_presets_are_there():
+    assert {file.stem for file in PRESETS} >= {"quickstart", "atari", "atari_paper"}
+
+
+def test_atari_paper_is_appendix_f():
+    config = dict(flatten(load_config(PRESETS[0].parent / "atari_paper.yaml").model_dump()))
+    paper = {
+        "env.color": "rgb", "env.screen_size": 84, "env.frame_stack": 1, "meta.metric": "energy",
+        "meta.parameters": "encoder", "meta.batch_size": 16, "meta.steps": 100, "task.agent_steps": 5_000_000,
+        "agent.num_envs": 32, "agent.unroll": 5, "agent.optimizer": "rmsprop", "agent.lr": 1e-4,
+        "agent.rmsprop_decay": 0.99, "agent.epsilon": 1e-4, "agent.entropy_cost": 0.01, "agent.discount": 0.99,
+        "agent.reward_clip": 5, "tasks.held_out": ["breakout", "space_invaders"],
+    }  # fmt: skip
+    assert {key: config[key] for key in paper} == paper
+    assert len(config["tasks.games"]) == 25

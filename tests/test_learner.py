@@ -1,4 +1,4 @@
-"""The Leap learner: any order of arrival gives the same bits, and nothing is applied twice."""
+"""The Leap learner: increments in, in any order and more than once; the next shared initialization out."""
 
 import dataclasses
 import itertools
@@ -6,162 +6,347 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leap_rl.config import MetaConfig
-from leap_rl.learner import Checkpoint, MetaLearner, NonFiniteMetaGradientError, merge_statistics
+from leap_rl.learner import (
+    SUMMED_STATISTICS,
+    Checkpoint,
+    MetaLearner,
+    NonFiniteMetaGradientError,
+    distance,
+    merge_statistics,
+)
 from leap_rl.types import Increment, IncrementKey, LeapRLError, Task
 
-START = {"encoder.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "encoder.bias": torch.tensor([0.5, -0.5])}
+OPTIMIZERS = ["sgd", "nesterov", "adam"]
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 
 
-def meta_config(**values):
-    return MetaConfig(**{"steps": 4, "batch_size": 3, "lr": 0.1, **values})
+def parameters(a, b):
+    return {"a": torch.tensor(a, dtype=torch.float32), "b": torch.tensor(b, dtype=torch.float32)}
 
 
-def increment(slot, sequence, *, last=False, meta_step=0, failed=None, value=None, attempt=0):
-    """Values that do not add associatively, so that another order would be seen in the bits."""
-    rng = torch.Generator().manual_seed(1000 * meta_step + 100 * slot + sequence)
-    gradient = {name: torch.randn(start.shape, generator=rng) * 10.0**sequence for name, start in START.items()}
-    if value is not None:
-        gradient = {name: torch.full_like(start, value) for name, start in START.items()}
+def first():
+    return Checkpoint(0, parameters((1, 2), 3), {})
+
+
+def make_learner(checkpoint=None, **meta):
+    meta = {"steps": 5, "batch_size": 2, "lr": 0.5} | meta
+    return MetaLearner(MetaConfig(**meta), checkpoint or first())
+
+
+def increment(slot, a=(0, 0), b=0, *, meta_step=0, sequence=0, last=True, failed=None, attempt=0, **statistics):
     return Increment(
-        IncrementKey(meta_step, slot, sequence, attempt), Task(meta_step, slot, f"game{slot}", slot), gradient,
-        path_length=1.0 + slot, energy=2.0, num_moves=5, num_rises=2, last=last, failed=failed,
-        statistics={"agent_steps": 10, "frames": 40, "loss": float(sequence)},
+        key=IncrementKey(meta_step, slot, sequence, attempt),
+        task=Task(meta_step, slot, f"game_{slot}", seed=slot),
+        meta_gradient=parameters(a, b),
+        path_length=2.0 + slot,
+        energy=4.0 + slot,
+        num_moves=3,
+        num_rises=1,
+        last=last,
+        failed=failed,
+        statistics=statistics,
+    )
+
+
+def deliver(learner, *increments):
+    return [learner.receive(increment) for increment in increments]
+
+
+def assert_bits_equal(ours, expected):
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert ours[name].dtype == value.dtype
+        assert torch.equal(ours[name], value), name
+
+
+# One meta-step
+
+
+def test_sgd_steps_against_the_mean_over_the_tasks():
+    """a: (1, 2) − 0.5 · ((2, 0) + (4, 1)) / 2; task 1 comes in two segments."""
+    learner = make_learner()
+    deliver(learner, increment(0, (2, 0), 8), increment(1, (3, 3), 0, last=False), increment(1, (1, -2), 0, sequence=1))
+    outcome = learner.step()
+    assert_bits_equal(learner.initialization(), parameters((-0.5, 1.75), 1))
+    assert_bits_equal(outcome.checkpoint.initialization, learner.initialization())
+    assert (outcome.meta_step, learner.meta_step, outcome.checkpoint.meta_step) == (0, 1, 1)
+    norm = math.sqrt(3**2 + 0.5**2 + 4**2)
+    assert outcome.meta_gradient_norm == pytest.approx(norm)
+    assert outcome.update_norm == pytest.approx(0.5 * norm)
+    assert outcome.lr == 0.5
+    assert outcome.refused == 0
+
+
+def test_path_lengths_and_energies_are_summed_over_segments_and_averaged_over_tasks():
+    learner = make_learner()
+    deliver(learner, increment(1), increment(0, last=False), increment(0, sequence=1))
+    outcome = learner.step()
+    assert (outcome.path_length, outcome.energy) == ((2 * 2.0 + 3.0) / 2, (2 * 4.0 + 5.0) / 2)
+    assert [(task.task.name, task.num_moves, task.num_rises) for task in outcome.tasks] == [
+        ("game_0", 6, 2),
+        ("game_1", 3, 1),
+    ]
+
+
+def test_a_failed_task_is_left_out_of_the_mean_and_reported():
+    learner = make_learner(batch_size=3)
+    deliver(learner, increment(0, (2, 0)), increment(2, (4, 0)))
+    deliver(learner, increment(1, (999, 0), last=False, failed="non-finite loss"), increment(1, (9, 9), sequence=1))
+    outcome = learner.step()
+    assert learner.initialization()["a"].tolist() == [1 - 0.5 * 3, 2]
+    assert [task.failed for task in outcome.tasks] == [None, "non-finite loss", None]
+    assert (outcome.path_length, outcome.energy) == (3.0, 5.0)  # of tasks 0 and 2
+
+
+def test_a_failed_task_may_hold_anything():
+    learner = make_learner()
+    deliver(learner, increment(0, (math.nan, math.inf), failed="non-finite gradient"), increment(1, (2, 0)))
+    learner.step()
+    assert learner.initialization()["a"].tolist() == [0, 2]
+
+
+def test_a_meta_step_whose_tasks_all_failed_is_an_error_that_names_them():
+    learner = make_learner()
+    deliver(learner, increment(0, failed="non-finite loss"), increment(1, failed="non-finite parameter"))
+    with pytest.raises(LeapRLError, match=r"game_0: non-finite loss; game_1: non-finite parameter"):
+        learner.step()
+    assert_bits_equal(learner.initialization(), first().initialization)
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        [],
+        [increment(0), increment(1, last=False)],
+        [increment(0), increment(1, sequence=1)],  # the last segment, but not the one before it
+        [increment(0)],  # of two tasks
+    ],
+)
+def test_stepping_before_the_meta_batch_is_done_is_an_error(received):
+    learner = make_learner()
+    deliver(learner, *received)
+    with pytest.raises(RuntimeError, match="before the meta-batch is done"):
+        learner.step()
+    assert learner.meta_step == 0
+    assert_bits_equal(learner.initialization(), first().initialization)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "increments",
+    [
+        [increment(0, (math.nan, 0)), increment(1)],
+        [increment(0), increment(1, b=-math.inf)],
+        [increment(0), increment(1, b=3e38, last=False), increment(1, b=3e38, sequence=1)],  # overflows when summed
+    ],
+)
+def test_a_meta_gradient_that_is_not_finite_is_refused_and_the_initialization_kept(increments, optimizer):
+    learner = make_learner(optimizer=optimizer)
+    deliver(learner, *increments)
+    with pytest.raises(NonFiniteMetaGradientError, match="meta-step 0"):
+        learner.step()
+    assert learner.meta_step == 0
+    assert_bits_equal(learner.initialization(), first().initialization)
+
+
+# Meta-optimizers
+
+
+@pytest.mark.parametrize("lr_decay", ["constant", "linear"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_meta_optimizers_are_those_of_torch(optimizer, lr_decay):
+    ours = {name: torch.nn.Parameter(value) for name, value in first().initialization.items()}
+    direct = {
+        "sgd": lambda: torch.optim.SGD(ours.values(), 0.3),
+        "nesterov": lambda: torch.optim.SGD(ours.values(), 0.3, momentum=0.8, nesterov=True),
+        "adam": lambda: torch.optim.Adam(ours.values(), 0.3),
+    }[optimizer]()
+    learner = make_learner(batch_size=1, lr=0.3, optimizer=optimizer, momentum=0.8, lr_decay=lr_decay)
+    for meta_step in range(5):
+        a, b = (0.7 - meta_step, 1 / 3), -0.1 * meta_step
+        for group in direct.param_groups:
+            group["lr"] = 0.3 * (1 - meta_step / 5) if lr_decay == "linear" else 0.3
+        ours["a"].grad, ours["b"].grad = parameters(a, b).values()
+        direct.step()
+        learner.receive(increment(0, a, b, meta_step=meta_step))
+        learner.step()
+        assert_bits_equal(learner.initialization(), {name: value.data for name, value in ours.items()})
+
+
+def test_the_learning_rate_decays_linearly_towards_zero_over_the_run():
+    learner, rates = make_learner(steps=4, batch_size=1, lr=1.0, lr_decay="linear"), []
+    for meta_step in range(4):
+        learner.receive(increment(0, (1, 0), meta_step=meta_step))
+        rates.append(learner.step().lr)
+    assert rates == [1, 0.75, 0.5, 0.25]
+    assert learner.initialization()["a"][0] == 1 - sum(rates)
+
+
+# Arrival
+
+NUM_SEGMENTS = (3, 1, 4, 2, 2)  # of the task in slot 0, 1, …
+
+
+def one_meta_batch(meta_step):
+    """Numbers of many magnitudes: in another order their float32 sums round differently."""
+    generator = torch.Generator().manual_seed(meta_step)
+
+    def draw(*size):
+        scale = 10 ** torch.empty(size).uniform_(-3, 3, generator=generator)
+        return (torch.randn(size, generator=generator) * scale).tolist()
+
+    return [
+        increment(slot, draw(2), draw(), meta_step=meta_step, sequence=sequence, last=sequence == num_segments - 1,
+                  agent_steps=10 + 7 * sequence, loss=draw())
+        for slot, num_segments in enumerate(NUM_SEGMENTS)
+        for sequence in range(num_segments)
+    ]  # fmt: skip
+
+
+def test_the_order_of_adding_changes_the_bits():
+    """Otherwise the next test would hold for a learner that adds as increments arrive."""
+    batch = one_meta_batch(1)
+    segments = [increment.meta_gradient["a"] for increment in batch if increment.key.slot == 2]
+    sums = {tuple(sum(order).tolist()) for order in itertools.permutations(segments)}
+    assert len(sums) > 1
+    totals = [sum(i.meta_gradient["a"] for i in batch if i.key.slot == slot) / 5 for slot in range(5)]
+    assert len({tuple(sum(order).tolist()) for order in itertools.permutations(totals)}) > 1
+
+
+@untimed
+@given(data=st.data())
+def test_increments_may_come_twice_late_and_in_any_order(data):
+    batch = one_meta_batch(1)
+    stale = [*one_meta_batch(0), *one_meta_batch(2)]
+    again = [dataclasses.replace(one, key=dataclasses.replace(one.key, attempt=1)) for one in batch]  # a task retried
+    extra = data.draw(st.lists(st.sampled_from([*batch, *again, *stale]), max_size=12))
+    expected = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5)
+    deliver(expected, *batch)
+
+    learner = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5)
+    arrivals = data.draw(st.permutations([*batch, *extra]))
+    reports = deliver(learner, *arrivals)
+    num_refused = len(arrivals) - len(batch)
+    assert reports.count(None) == num_refused
+
+    ours, theirs = learner.step(), expected.step()
+    assert (ours.refused, theirs.refused) == (num_refused, 0)
+    assert_bits_equal(ours.checkpoint.initialization, theirs.checkpoint.initialization)
+    assert ours.tasks == theirs.tasks
+    assert (ours.path_length, ours.energy, ours.meta_gradient_norm) == (
+        theirs.path_length, theirs.energy, theirs.meta_gradient_norm,
     )  # fmt: skip
 
 
-def batch(meta_step=0, num_slots=3, num_segments=3):
-    return [
-        increment(slot, sequence, last=sequence == num_segments - 1, meta_step=meta_step)
-        for slot, sequence in itertools.product(range(num_slots), range(num_segments))
-    ]
+def test_refused_increments_are_counted_by_meta_step():
+    learner = make_learner(batch_size=1)
+    deliver(learner, increment(0), increment(0))
+    assert learner.step().refused == 1
+    deliver(learner, increment(0), increment(0, meta_step=1))  # the first is of the meta-step before
+    assert learner.step().refused == 1
+    learner.receive(increment(0, meta_step=2))
+    assert learner.step().refused == 0
 
 
-def learn(increments, **values):
-    learner = MetaLearner(meta_config(**values), Checkpoint(0, START, {}))
-    for one in increments:
-        learner.receive(one)
-    return learner.step()
+def test_an_increment_that_is_early_is_reported_when_its_turn_has_come():
+    learner = make_learner()
+    early = learner.receive(increment(0, sequence=1, agent_steps=30, loss=5.0))
+    assert (early.num_moves, early.done, early.statistics) == (0, False, {})
+    report = learner.receive(increment(0, sequence=0, last=False, agent_steps=10, loss=1.0))
+    assert (report.num_moves, report.done) == (6, True)
+    assert report.statistics == {"agent_steps": 40, "loss": 4.0}
+    assert report.segment == {"agent_steps": 30, "loss": 5.0}
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+# What it keeps, and what it is given
 
 
-def test_sgd_steps_against_the_mean_over_tasks():
-    outcome = learn([increment(0, 0, last=True, value=1.0), increment(1, 0, last=True, value=4.0)], batch_size=2)
-    for name, value in outcome.checkpoint.initialization.items():
-        torch.testing.assert_close(value, START[name] - 0.1 * 2.5)
-    assert (outcome.path_length, outcome.energy) == (1.5, 2.0)
-    assert outcome.meta_gradient_norm == pytest.approx(2.5 * math.sqrt(6))
-    assert outcome.update_norm == pytest.approx(0.25 * math.sqrt(6))
+def test_overwriting_what_was_given_or_returned_changes_nothing():
+    checkpoint = first()
+    learner = make_learner(checkpoint, batch_size=1, optimizer="nesterov")
+    one, two = increment(0, (2, 0), last=False), increment(0, (2, 0), sequence=1)
+    deliver(learner, one, two)
+    for given_or_returned in (checkpoint.initialization, learner.initialization(), one.meta_gradient):
+        for value in given_or_returned.values():
+            value.fill_(math.nan)
+    outcome = learner.step()
+    assert two.meta_gradient["a"].tolist() == [2, 0]
+    assert outcome.checkpoint.initialization["a"].tolist() == pytest.approx([1 - 0.5 * 4 * 1.9, 2])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
-def test_meta_optimizers_are_torchs_and_survive_a_checkpoint(optimizer):
-    config = meta_config(optimizer=optimizer)
-    expected = {name: torch.nn.Parameter(value.clone()) for name, value in START.items()}
-    reference = {
-        "sgd": lambda: torch.optim.SGD(expected.values(), 0.1),
-        "nesterov": lambda: torch.optim.SGD(expected.values(), 0.1, momentum=0.9, nesterov=True),
-        "adam": lambda: torch.optim.Adam(expected.values(), 0.1),
-    }[optimizer]()
-    checkpoint = Checkpoint(0, START, {})
-    for meta_step in range(4):
-        learner = MetaLearner(config, checkpoint)  # from the checkpoint every time: nothing else is needed
-        for one in batch(meta_step):
-            learner.receive(one)
-        checkpoint = learner.step().checkpoint
-        for name, parameter in expected.items():
-            gradients = [one.meta_gradient[name] for one in batch(meta_step)]
-            sums = [sum(gradients[i : i + 3], torch.zeros_like(parameter)) for i in (0, 3, 6)]
-            parameter.grad = sum((total / 3 for total in sums), torch.zeros_like(parameter))
-        reference.step()
-    assert checkpoint.meta_step == 4
-    for name, value in checkpoint.initialization.items():
-        torch.testing.assert_close(value, expected[name].detach(), rtol=1e-6, atol=1e-6)
+# Checkpoints
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
-def test_a_learner_that_stopped_goes_on_to_the_same_bits(optimizer):
-    config = meta_config(optimizer=optimizer)
-    steady = MetaLearner(config, Checkpoint(0, START, {}))
-    stopped = Checkpoint(0, START, {})
-    for meta_step in range(4):
-        fresh = MetaLearner(config, stopped)
-        for one in batch(meta_step):
-            steady.receive(one)
-            fresh.receive(one)
-        lasting, stopped = steady.step().checkpoint, fresh.step().checkpoint
-    assert same(lasting.initialization, stopped.initialization)
-    assert same(lasting.optimizer, stopped.optimizer)
+def run(learner, upto):
+    """Meta-steps to ``upto``: the checkpoint after each."""
+    checkpoints = []
+    while learner.meta_step < upto:
+        deliver(learner, *one_meta_batch(learner.meta_step))
+        checkpoints.append(learner.step().checkpoint)
+    return checkpoints
 
 
-@given(order=st.permutations(range(9)), again=st.lists(st.integers(0, 8), max_size=12), data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_order_duplicates_and_stale_increments_change_nothing(order, again, data):
-    increments = batch()
-    arriving = [increments[i] for i in order]
-    for i in again:  # a second attempt sends the same bits under a later attempt number
-        repeated = dataclasses.replace(increments[i], key=dataclasses.replace(increments[i].key, attempt=1))
-        arriving.insert(data.draw(st.integers(0, len(arriving))), repeated)
-    arriving.insert(data.draw(st.integers(0, len(arriving))), increment(0, 0, meta_step=7, value=math.nan))
-    outcome, calm = learn(arriving), learn(increments)
-    assert same(outcome.checkpoint.initialization, calm.checkpoint.initialization)
-    assert outcome.refused == len(again) + 1
-    assert [(t.task.slot, t.num_moves, t.path_length) for t in outcome.tasks] == [
-        (slot, 15, 3 * (1.0 + slot)) for slot in range(3)
-    ]
+@pytest.mark.parametrize("lr_decay", ["constant", "linear"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_continues_from_any_checkpoint_ends_in_the_same_bits(optimizer, lr_decay):
+    meta = {"steps": 5, "batch_size": 5, "optimizer": optimizer, "lr_decay": lr_decay}
+    whole = [first(), *run(make_learner(**meta), upto=5)]
+    for checkpoint in whole:
+        resumed = make_learner(checkpoint, **meta)
+        assert_bits_equal(resumed.initialization(), checkpoint.initialization)
+        for ours, theirs in zip(run(resumed, upto=5), whole[checkpoint.meta_step + 1 :], strict=True):
+            assert ours.meta_step == theirs.meta_step
+            assert_bits_equal(ours.initialization, theirs.initialization)
+            assert_bits_equal(ours.optimizer, theirs.optimizer)
 
 
-def test_another_order_of_summing_would_show():
-    """The values above are such that the tests of order can fail."""
-    values = [one.meta_gradient["encoder.weight"] for one in batch()[:3]]
-    assert not torch.equal((values[0] + values[1]) + values[2], values[0] + (values[1] + values[2]))
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_the_state_of_the_optimizer_is_needed(optimizer):
+    """Otherwise the test above would hold for checkpoints without it."""
+    meta = {"batch_size": 5, "optimizer": optimizer}
+    learner = make_learner(**meta)
+    (checkpoint,) = run(learner, upto=1)
+    forgetful = make_learner(Checkpoint(1, checkpoint.initialization, {}), **meta)
+    assert not torch.equal(run(learner, 2)[0].initialization["a"], run(forgetful, 2)[0].initialization["a"])
 
 
-def test_failed_tasks_are_left_out_of_the_mean_and_reported():
-    good, bad = increment(0, 0, last=True, value=1.0), increment(1, 0, last=True, value=9.0, failed="non-finite loss")
-    outcome = learn([bad, good])
-    torch.testing.assert_close(outcome.checkpoint.initialization["encoder.bias"], START["encoder.bias"] - 0.1)
-    assert [task.failed for task in outcome.tasks] == [None, "non-finite loss"]
-    assert outcome.path_length == 1.0
+# Statistics
 
 
-def test_a_meta_batch_without_a_task_that_succeeded_stops_the_run():
-    with pytest.raises(LeapRLError, match=r"every task failed \(game0: non-finite loss\)"):
-        learn([increment(0, 0, last=True, failed="non-finite loss")])
+def test_statistics_of_segments_add_or_are_averaged_by_agent_steps():
+    before = {"agent_steps": 10.0, "frames": 40.0, "episodes": 1.0, "score_sum": 7.0, "loss": 1.0}
+    after = {"agent_steps": 30.0, "frames": 120.0, "episodes": 0.0, "score_sum": 0.0, "loss": 3.0}
+    expected = {"agent_steps": 40.0, "frames": 160.0, "episodes": 1.0, "score_sum": 7.0, "loss": 2.5}
+    assert merge_statistics(before, after) == expected
 
 
-def test_stepping_before_the_tasks_are_done_is_a_mistake():
-    with pytest.raises(RuntimeError, match="game1"):
-        learn([increment(0, 0, last=True), increment(1, 1, last=True)])  # segment 0 of slot 1 never came
-    with pytest.raises(RuntimeError, match="nothing received"):
-        learn([])
+def test_every_summed_statistic_is_summed():
+    one = dict.fromkeys(SUMMED_STATISTICS, 2.0)
+    assert merge_statistics(one, one) == dict.fromkeys(SUMMED_STATISTICS, 4.0)
 
 
-def test_a_non_finite_meta_gradient_is_refused_and_the_initialization_kept():
-    learner = MetaLearner(meta_config(), Checkpoint(0, START, {}))
-    learner.receive(increment(0, 0, last=True, value=math.inf))
-    with pytest.raises(NonFiniteMetaGradientError):
-        learner.step()
-    assert same(learner.initialization(), START)
+def test_the_first_statistics_are_taken_as_they_are():
+    one = {"agent_steps": 10.0, "loss": 1.0}
+    merged = merge_statistics({}, one)
+    assert merged == one
+    assert merged is not one
 
 
-def test_the_learning_rate_decays_linearly_to_zero():
-    learner, rates = MetaLearner(meta_config(lr_decay="linear"), Checkpoint(0, START, {})), []
-    for meta_step in range(4):
-        learner.receive(increment(0, 0, last=True, meta_step=meta_step))
-        rates.append(learner.step().lr)
-    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+@untimed
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(-10, 10)), min_size=1))
+def test_merging_one_by_one_gives_the_mean_over_all_agent_steps(segments):
+    merged = {}
+    for agent_steps, loss in segments:
+        merged = merge_statistics(merged, {"agent_steps": agent_steps, "loss": loss})
+    total = sum(agent_steps for agent_steps, _ in segments)
+    assert merged["agent_steps"] == total
+    mean = math.fsum(agent_steps * loss for agent_steps, loss in segments) / total
+    assert merged["loss"] == pytest.approx(mean, rel=1e-9, abs=1e-9)
 
 
-def test_statistics_of_a_task_are_sums_and_means_weighted_by_steps():
-    merged = merge_statistics(
-        {"agent_steps": 30, "loss": 1.0, "episodes": 2}, {"agent_steps": 10, "loss": 3.0, "episodes": 1}
-    )
-    assert merged == {"agent_steps": 40, "loss": 1.5, "episodes": 3}
-    assert merge_statistics({}, merged) == merged
+def test_the_distance_is_over_all_parameters():
+    assert distance(parameters((1, 2), 3), parameters((1, 5), 7)) == 5
