@@ -230,10 +230,12 @@ def describe(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: not a run directory: it has no {CONFIG}")
     config = read_config(path)
     run = RunDirectory(path, config, lock=-1)
-    _, progress, ignored = run.latest()
+    checkpoint, progress, ignored = run.latest()
     file = path / INITIALIZATION
     tensors, metadata = read_initialization(file) if file.exists() else ({}, {})
     meta_step = int(metadata.get("meta_step", 0))
+    if checkpoint is not None and checkpoint.meta_step > meta_step:  # a crash between the two: a resume mends it
+        meta_step, tensors = checkpoint.meta_step, checkpoint.initialization
     return {
         "run": str(path),
         "meta_step": meta_step,
