@@ -92,7 +92,8 @@ class PathAccumulator:
         loss = _number(loss)
         first = not self._point
         if first:
-            self._point = {name: value.detach().clone() for name, value in parameters.items()}
+            # By name: norms are summed in this order, which must not depend on where a state was loaded from.
+            self._point = {name: value.detach().clone() for name, value in sorted(parameters.items())}
         if not math.isfinite(loss):
             self._fail("non-finite loss")
         elif not _all_finite(gradients):
@@ -220,7 +221,7 @@ class PathAccumulator:
         self.finished = bool(numbers[6])
         self.failed = bytes(state["failed"].tolist())[:-1].decode() or None
         groups: dict[str, dict[str, Tensor]] = {"start": {}, "point": {}, "gradient": {}, "sum": {}}
-        for key, value in state.items():
+        for key, value in sorted(state.items()):
             group, _, name = key.partition("/")
             if group in groups:
                 groups[group][name] = value.clone()

@@ -107,8 +107,8 @@ class MetaLearner:
         torch.set_num_threads(1)
         self.config = config
         self.meta_step = checkpoint.meta_step
-        self._parameters = {
-            name: torch.nn.Parameter(value.clone()) for name, value in checkpoint.initialization.items()
+        self._parameters = {  # by name: a checkpoint that was loaded from a file has another order
+            name: torch.nn.Parameter(value.clone()) for name, value in sorted(checkpoint.initialization.items())
         }
         self._optimizer = _make_optimizer(config, list(self._parameters.values()))
         _load_optimizer(self._optimizer, list(self._parameters), checkpoint.optimizer)
@@ -213,7 +213,9 @@ def distance(a: Tensors, b: Tensors) -> float:
 
 
 def _norm(tensors: Tensors) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in tensors.values()]))
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(v) for _, v in sorted(tensors.items())])
+    )
     return norm
 
 

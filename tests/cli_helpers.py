@@ -75,33 +75,41 @@ def truncate(file: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Ours without Ray's settings, so that a run meets what a newcomer's does. Actors are as nice as we are."""
+    """Ours without Ray's settings, so that a run meets what a newcomer's does. Actors are as nice as we are, and a
+    process that is aborted says where it was."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return ours | {"RAY_worker_niceness": "0"}
+    return ours | {"RAY_worker_niceness": "0", "PYTHONFAULTHANDLER": "1"}
+
+
+def start(*arguments: str | Path, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
+    """``leap-rl`` in a session of its own, where Ctrl-C works even if whoever started the tests ignores it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "leap_rl.cli", *map(str, arguments)],
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def cli(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    """Runs ``leap-rl`` to its end in a session of its own, and leaves no process behind."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "leap_rl.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment(),
-    )  # fmt: skip
+    """Runs ``leap-rl`` to its end, and leaves no process behind."""
+    process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
         kill_session(process.pid)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), stderr.decode())
 
 
 @contextmanager
 def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """``leap-rl`` under way in a session of its own, its output in ``folder``/stdout and /stderr. What is left
-    of the session at the end is killed."""
+    """``leap-rl`` under way, its output in ``folder``/stdout and /stderr. What is left of its session at the end is
+    killed."""
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "leap_rl.cli", *map(str, arguments)],
-            stdout=stdout, stderr=stderr, start_new_session=True, env=environment(),
-        )  # fmt: skip
+        process = start(*arguments, stdout=stdout, stderr=stderr)
     try:
         yield process
     finally:

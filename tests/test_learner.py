@@ -350,3 +350,12 @@ def test_merging_one_by_one_gives_the_mean_over_all_agent_steps(segments):
 
 def test_the_distance_is_over_all_parameters():
     assert distance(parameters((1, 2), 3), parameters((1, 5), 7)) == 5
+
+
+def test_the_order_of_names_in_a_checkpoint_changes_nothing():
+    """A safetensors file gives its tensors back in another order: norms and optimizer state go by name."""
+    start = first()
+    turned = Checkpoint(start.meta_step, dict(reversed(start.initialization.items())), start.optimizer)
+    assert list(turned.initialization) != list(start.initialization)
+    orders = [list(make_learner(checkpoint).initialization()) for checkpoint in (start, turned)]
+    assert orders == [sorted(start.initialization)] * 2

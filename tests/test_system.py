@@ -197,6 +197,7 @@ def interruption(request, tmp_path_factory):
             returncode = driver.wait(timeout=20)
         except subprocess.TimeoutExpired:
             returncode = None
+            driver.send_signal(signal.SIGABRT)  # its stacks in stderr
         while (left := session(driver.pid)) and time.monotonic() < end:
             time.sleep(0.1)
     at = describe(run)["meta_step"]
@@ -204,7 +205,7 @@ def interruption(request, tmp_path_factory):
 
 
 def test_an_interrupted_run_stops_within_20_seconds_with_exit_code_130(interruption):
-    assert interruption.returncode == 130
+    assert interruption.returncode == 130, interruption.stderr
     assert interruption.left == {}
 
 
