@@ -1,6 +1,7 @@
 """The command line: ``leap-rl train | games | show``. Bad input is one line and exit code 2."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print("error:" if code != 130 else "", " ".join(message.split()), file=sys.stderr)
+    print(("" if code == 130 else "error: ") + " ".join(message.split()), file=sys.stderr)
     return code
 
 
@@ -115,7 +116,12 @@ def _train(options: argparse.Namespace) -> int:
         print(f"{path}: finished, all {config.meta.steps} meta-steps are done", file=sys.stderr)
     else:
         # The backend first: where it cannot start, nothing is written.
-        with open_backend(config) as backend, open_run(config) as run, Monitor(config, run) as monitor:
+        with (
+            contextlib.redirect_stdout(sys.stderr),  # Ray prints to stdout when an actor dies
+            open_backend(config) as backend,
+            open_run(config) as run,
+            Monitor(config, run) as monitor,
+        ):
             meta_train(config, backend, run, monitor)
     state = describe(path)
     if options.json:

@@ -87,7 +87,10 @@ class Monitor:
         if report.done:
             rows.append(_task_row("task", report, report.statistics))
         self._run.append_metrics(rows)
-        writer = self._writer(task.name, purge_step=self._first_meta_step * self._config.task.agent_steps + 1)
+        # A task is rounded up to whole updates: points of committed tasks lie below this, of new ones not.
+        update = self._config.agent.num_envs * self._config.agent.unroll
+        purge_step = self._first_meta_step * self._config.task.agent_steps + update
+        writer = self._writer(task.name, purge_step)
         for name, value in _task_row("segment", report, segment).items():
             if name in (*MEANS, "episodic_return", "episode_length", "episodes") and value is not None:
                 writer.add_scalar(f"game/{name}", value, step)

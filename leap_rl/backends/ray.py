@@ -8,7 +8,9 @@ already is refused as received.
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,8 +73,9 @@ class RayBackend:
         self.num_workers = config.workers.count
 
     def __enter__(self) -> "RayBackend":
-        _connect(self._config)
         try:
+            with _interrupts_held_back():
+                _connect(self._config)
             _check_resources(self._config)
             self._workers = [self._new_worker() for _ in range(self.num_workers)]
         except BaseException:
@@ -155,6 +158,25 @@ def _send_tensors_as_arrays() -> None:
         serializer=lambda tensor: tensor.detach().cpu().numpy(),
         deserializer=lambda array: torch.from_numpy(array.copy()),
     )
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until Ray has started: stopped while it starts, it leaves processes behind.
+    Puts the handlers back that ray.init replaces."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda received, _: came.append(received)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _connect(config: Config) -> None:
