@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from leap_rl.config import Config, load_config
-from leap_rl.processes import initial_parameters, resolve, run_task
+from leap_rl.processes import initial_parameters, resolve, start_process
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Task
 
@@ -39,7 +39,7 @@ def ours(config: Config, game: str) -> Iterator[dict[str, float]]:
     task = Task(0, 0, game, derive_seed(config.run.seed, Purpose.TASK, 0, 0))
     initialization = initial_parameters(config, derive_seed(config.run.seed, Purpose.INITIALIZATION))
     started, steps = time.perf_counter(), 0.0
-    for increment in run_task(config, task, initialization):
+    for increment in start_process(config, task, initialization).walk():
         statistics = increment.statistics
         steps += statistics["agent_steps"]
         yield {

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 from leap_rl import __version__
@@ -23,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LeapRLError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted; the same command continues from the last meta-step", 130)
+        return _complain("interrupted; the same command continues where it stopped", 130)
     except BrokenPipeError:  # e.g. `leap-rl games | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -79,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Shows the state of a run: meta-step, fingerprint, configuration.",
         epilog="example: leap-rl show runs/quickstart --json",
     )
-    show.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    show.add_argument("run", metavar="RUN", help="a run directory, or its URL")
     show.add_argument("--json", action="store_true", help="print as JSON")
     show.set_defaults(command=_show)
     return parser
@@ -111,7 +110,7 @@ def _train(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())  # what a scheduler or container sends
     config = resolve(adopt_precision(config))
-    path = Path(config.run.dir)
+    path = config.run.dir
     if is_finished(config):
         print(f"{path}: finished, all {config.meta.steps} meta-steps are done", file=sys.stderr)
     else:

@@ -38,6 +38,7 @@ class RayConfig(_Section):
 
 class WorkersConfig(_Section):
     count: PositiveInt = 2
+    per_node: Annotated[PositiveInt | None, Field(description="this many on each node, instead of count in all")] = None
     cpus: Annotated[PositiveInt, Field(description="cores an actor steps its environments on")] = 1
     gpus: NonNegativeFloat = 0.0
 
@@ -54,6 +55,15 @@ class MetaConfig(_Section):
     use_loss: bool = True
     stabilizer: bool = True
     parameters: Literal["encoder", "all"] = "encoder"
+    schedule: Annotated[
+        Literal["synchronous", "asynchronous"], Field(description="asynchronous: no worker waits for the slowest game")
+    ] = "synchronous"
+    max_staleness: Annotated[PositiveInt, Field(description="asynchronous: meta-steps taken while a task runs")] = 1
+
+    @property
+    def staleness(self) -> int:
+        """Meta-steps that may be taken while a task runs."""
+        return self.max_staleness if self.schedule == "asynchronous" else 0
 
 
 class TasksConfig(_Section):
@@ -107,6 +117,14 @@ class EnvConfig(_Section):
 
 class StreamConfig(_Section):
     segment_updates: Annotated[PositiveInt, Field(description="gradient steps between increments")] = 500
+    compression: Annotated[Literal["none", "bf16", "int8"], Field(description="of increments")] = "none"
+
+
+class FaultsConfig(_Section):
+    min_tasks: Annotated[PositiveInt, Field(description="of a meta-batch that must not fail, or the run stops")] = 1
+    segment_timeout: Annotated[PositiveFloat, Field(description="seconds without an increment: worker is stuck")] = (
+        1800.0
+    )
 
 
 class LogConfig(_Section):
@@ -126,6 +144,7 @@ class Config(_Section):
     agent: AgentConfig
     env: EnvConfig = EnvConfig()
     stream: StreamConfig = StreamConfig()
+    faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -139,6 +158,10 @@ class Config(_Section):
         _require(
             meta.batch_size <= len(tasks.games),
             f"meta.batch_size = {meta.batch_size}: must be at most {len(tasks.games)}, the length of tasks.games",
+        )
+        _require(
+            self.faults.min_tasks <= meta.batch_size,
+            f"faults.min_tasks = {self.faults.min_tasks}: must be at most meta.batch_size = {meta.batch_size}",
         )
         for name in tasks.held_out:
             _require(
@@ -176,7 +199,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 # Keys that may differ when a run is resumed: they change where and how fast it runs, never its result.
-FREE_ON_RESUME = ("run.dir", "run.keep_checkpoints", "backend", "ray", "workers", "log")
+FREE_ON_RESUME = ("run.dir", "run.keep_checkpoints", "backend", "ray", "workers", "faults.segment_timeout", "log")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

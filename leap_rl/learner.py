@@ -1,36 +1,24 @@
 """The Leap learner: increments in, the next shared initialization out.
 
 Increments may arrive late, twice or in any order: each is applied once, in the order of its task, and the
-tasks of a meta-batch are averaged in slot order. So the sums, and their rounding, depend on nothing else.
+tasks of a meta-batch are averaged in the order of their places. So the sums, and their rounding, depend on
+nothing else. Which tasks a meta-step averages: batch_size of those that are done, the ones that started from the
+oldest initialization first. In the synchronous schedule that is the meta-batch that was drawn for it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from leap_rl.config import MetaConfig
-from leap_rl.types import Increment, LeapRLError, Task, Tensors
+from leap_rl.ledger import Ledger, TaskReport
+from leap_rl.types import Increment, LeapRLError, Place, Task, Tensors
 
 
 class NonFiniteMetaGradientError(LeapRLError):
     """The mean meta-gradient holds a NaN or an infinity: stepping would destroy the initialization."""
-
-
-@dataclass(frozen=True)
-class TaskReport:
-    """One task so far: sums over its path, and statistics by name (docs/metrics.md)."""
-
-    task: Task
-    path_length: float
-    energy: float
-    num_moves: int
-    num_rises: int
-    done: bool
-    failed: str | None
-    statistics: Mapping[str, float]
-    segment: Mapping[str, float]  # statistics of the newest segment alone
 
 
 @dataclass(frozen=True)
@@ -40,6 +28,7 @@ class Checkpoint:
     meta_step: int
     initialization: Tensors  # name → float32 tensor
     optimizer: Tensors  # state of the meta-optimizer, name → tensor
+    unfinished: tuple[Place, ...] = ()  # tasks drawn for earlier meta-steps that none has averaged yet
 
 
 @dataclass(frozen=True)
@@ -52,102 +41,111 @@ class MetaStep:
     meta_gradient_norm: float
     update_norm: float  # ‖θ⁰ after − θ⁰ before‖
     lr: float
-    tasks: tuple[TaskReport, ...]  # in slot order, failed ones included
-    refused: int  # increments that had been applied already, or belonged to another meta-step
+    tasks: tuple[TaskReport, ...]  # the newest report of each task that was averaged, in order of place
+    dropped: tuple[tuple[Task, str], ...]  # tasks that failed, and why: left out of the mean
+    staleness: tuple[int, ...]  # of each task: meta-steps that were taken while it ran
+    duplicates: int  # increments that had been applied already
+    stale: int  # increments of an attempt that had been given up
+    compression_error: float  # at most this share of the meta-gradient was kept back by compression
     checkpoint: Checkpoint
 
 
-@dataclass
-class _Ledger:
-    """What has been received of one task."""
-
-    task: Task
-    total: dict[str, Tensor] = field(default_factory=dict)
-    next_sequence: int = 0
-    early: dict[int, Increment] = field(default_factory=dict)  # arrived before their turn
-    path_length: float = 0.0
-    energy: float = 0.0
-    num_moves: int = 0
-    num_rises: int = 0
-    done: bool = False
-    failed: str | None = None
-    statistics: Mapping[str, float] = field(default_factory=dict)
-    segment: Mapping[str, float] = field(default_factory=dict)
-
-    def apply(self, increment: Increment) -> None:
-        self.next_sequence += 1
-        for name, value in increment.meta_gradient.items():
-            if name in self.total:
-                self.total[name] += value
-            else:
-                self.total[name] = value.clone()
-        self.path_length += increment.path_length
-        self.energy += increment.energy
-        self.num_moves += increment.num_moves
-        self.num_rises += increment.num_rises
-        self.done = increment.last
-        self.failed = self.failed or increment.failed
-        self.statistics = merge_statistics(self.statistics, increment.statistics)
-        self.segment = increment.statistics
-
-    def report(self) -> TaskReport:
-        return TaskReport(
-            self.task, self.path_length, self.energy, self.num_moves, self.num_rises, self.done, self.failed,
-            self.statistics, self.segment,
-        )  # fmt: skip
-
-
 class MetaLearner:
-    """Holds the shared initialization and its meta-optimizer.
+    """Holds the shared initialization, its meta-optimizer, and a ledger for each task under way.
 
-    ``total_steps`` is the length of the run, which ``lr_decay: linear`` needs.
+    ``checkpoint`` is where it goes on from; ``min_tasks`` of a meta-batch must not fail.
     """
 
-    def __init__(self, config: MetaConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: MetaConfig, checkpoint: Checkpoint, min_tasks: int = 1) -> None:
         torch.set_num_threads(1)
         self.config = config
         self.meta_step = checkpoint.meta_step
+        self._min_tasks = min_tasks
         self._parameters = {  # by name: a checkpoint that was loaded from a file has another order
             name: torch.nn.Parameter(value.clone()) for name, value in sorted(checkpoint.initialization.items())
         }
         self._optimizer = _make_optimizer(config, list(self._parameters.values()))
         _load_optimizer(self._optimizer, list(self._parameters), checkpoint.optimizer)
-        self._ledgers: dict[int, _Ledger] = {}
-        self._refused = 0
+        self._due = set(due(config, checkpoint))
+        self._ledgers: dict[Place, Ledger] = {}
+        self._duplicates = self._stale = 0
 
     def initialization(self) -> Tensors:
         """The current shared initialization (a copy): name → float32 tensor."""
         return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
-    def receive(self, increment: Increment) -> TaskReport | None:
-        """Applies an increment once and in turn. Returns a report on its task, or None where the increment
-        is refused (and counted): it belongs to another meta-step or was received before."""
-        key = increment.key
-        ledger = self._ledgers.get(key.slot) or _Ledger(increment.task)
-        if key.meta_step != self.meta_step or key.sequence < ledger.next_sequence or key.sequence in ledger.early:
-            self._refused += 1
-            return None
-        self._ledgers[key.slot] = ledger
-        ledger.early[key.sequence] = increment
-        while ledger.next_sequence in ledger.early:
-            ledger.apply(ledger.early.pop(ledger.next_sequence))
-        return ledger.report()
+    # ------------------------------------------------------------------------------------- receiving
+
+    def adopt(self, theirs: Ledger) -> bool:
+        """A worker takes up a task: what it knows of it is taken over where it is more than is known here.
+
+        From now on older attempts are refused. False where the attempt itself is one, or the task is not due.
+        """
+        place = theirs.task.place
+        ours = self._ledgers.get(place)
+        if place not in self._due or (ours and (theirs.attempt < ours.attempt or ours.failed)):
+            self._stale += 1
+            return False
+        if ours is None or theirs.version != ours.version or theirs.next_sequence > ours.next_sequence:
+            self._ledgers[place] = ours = theirs.copy()
+        ours.attempt = theirs.attempt
+        return True
+
+    def receive(self, increment: Increment) -> bool:
+        """Applies an increment once and in turn. False where its sender should stop: another attempt has the
+        task now, or nobody waits for it. What was received before is ignored and counted."""
+        key, place = increment.key, increment.task.place
+        if place not in self._due:
+            self._stale += 1
+            return False
+        ledger = self._ledgers.setdefault(place, Ledger(increment.task, self.meta_step, key.attempt))
+        if ledger.failed or key.attempt < ledger.attempt:
+            self._stale += 1
+            return False
+        ledger.attempt = key.attempt
+        if not ledger.receive(increment):
+            self._duplicates += 1
+        return True
+
+    def drop(self, task: Task, reason: str) -> None:
+        """Leaves a task out of its meta-batch."""
+        self._ledgers.setdefault(task.place, Ledger(task, self.meta_step)).failed = reason
+
+    def reports(self, seen: Mapping[Place, int]) -> list[TaskReport]:
+        """A report for each segment after the first ``seen`` of its task."""
+        return [
+            report for place in sorted(self._ledgers) for report in self._ledgers[place].reports[seen.get(place, 0) :]
+        ]
+
+    # -------------------------------------------------------------------------------------- stepping
+
+    def ready(self) -> bool:
+        """Whether a batch's worth is done, and no task under way would become too stale by a step."""
+        oldest = self.meta_step - self.config.staleness
+        waiting = any(not ledger.done and ledger.version <= oldest for ledger in self._ledgers.values())
+        return not waiting and sum(ledger.done for ledger in self._ledgers.values()) >= self.config.batch_size
 
     def step(self) -> MetaStep:
-        """Averages the meta-batch and steps the initialization against the mean meta-gradient.
+        """Averages a batch's worth of tasks and steps the initialization against the mean meta-gradient.
 
-        Failed tasks are left out of the mean. Raises LeapRLError where none is left, RuntimeError where a
-        task is not done, NonFiniteMetaGradientError (and keeps the initialization) where the mean is not
-        finite.
+        Failed tasks are left out of the mean. Raises LeapRLError where fewer than ``min_tasks`` are left,
+        RuntimeError before :meth:`ready`, NonFiniteMetaGradientError (and keeps the initialization) where the
+        mean is not finite.
         """
-        reports = tuple(self._ledgers[slot].report() for slot in sorted(self._ledgers))
-        done = sum(report.done for report in reports)
-        if done < self.config.batch_size:
-            raise RuntimeError(f"step() before the meta-batch is done: {done} of {self.config.batch_size} tasks")
-        ledgers = [self._ledgers[slot] for slot in sorted(self._ledgers) if not self._ledgers[slot].failed]
-        if not ledgers:
-            reasons = "; ".join(f"{report.task.name}: {report.failed}" for report in reports)
-            raise LeapRLError(f"meta-step {self.meta_step}: every task failed ({reasons})")
+        if not self.ready():
+            raise RuntimeError(f"step() before {self.config.batch_size} tasks are done")
+        oldest_first = sorted(
+            (ledger.version, place) for place, ledger in self._ledgers.items() if ledger.done
+        )[: self.config.batch_size]  # fmt: skip
+        taken = [self._ledgers[place] for place in sorted(place for _, place in oldest_first)]
+        dropped = tuple((ledger.task, ledger.failed) for ledger in taken if ledger.failed)
+        ledgers = [ledger for ledger in taken if not ledger.failed]
+        if len(ledgers) < self._min_tasks:
+            reasons = "; ".join(f"{task.name}: {reason}" for task, reason in dropped)
+            raise LeapRLError(
+                f"meta-step {self.meta_step}: {len(dropped)} of {len(taken)} tasks failed, and "
+                f"faults.min_tasks = {self._min_tasks} must not ({reasons})"
+            )
 
         mean = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
         for ledger in ledgers:
@@ -169,20 +167,32 @@ class MetaLearner:
         self._optimizer.zero_grad()
         after = self.initialization()
 
+        reports = tuple(ledger.reports[-1] for ledger in ledgers)
+        self._due -= {ledger.task.place for ledger in taken}
         outcome = MetaStep(
             meta_step=self.meta_step,
-            path_length=sum(ledger.path_length for ledger in ledgers) / len(ledgers),
-            energy=sum(ledger.energy for ledger in ledgers) / len(ledgers),
+            path_length=sum(report.path_length for report in reports) / len(reports),
+            energy=sum(report.energy for report in reports) / len(reports),
             meta_gradient_norm=float(norm),
             update_norm=distance(after, before),
             lr=lr,
             tasks=reports,
-            refused=self._refused,
-            checkpoint=Checkpoint(self.meta_step + 1, after, _dump_optimizer(self._optimizer, list(before))),
+            dropped=dropped,
+            staleness=tuple(self.meta_step - ledger.version for ledger in ledgers),
+            duplicates=self._duplicates,
+            stale=self._stale,
+            compression_error=sum(report.residual_norm for report in reports)
+            / len(reports)
+            / max(float(norm), torch.finfo(torch.float32).tiny),
+            checkpoint=Checkpoint(
+                self.meta_step + 1, after, _dump_optimizer(self._optimizer, list(before)), tuple(sorted(self._due))
+            ),
         )
         self.meta_step += 1
-        self._ledgers = {}
-        self._refused = 0
+        self._due = set(due(self.config, outcome.checkpoint))
+        for ledger in taken:
+            del self._ledgers[ledger.task.place]
+        self._duplicates = self._stale = 0
         return outcome
 
     def _learning_rate(self) -> float:
@@ -191,20 +201,12 @@ class MetaLearner:
         return self.config.lr * (1 - self.meta_step / self.config.steps)
 
 
-def merge_statistics(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Statistics of a task from those of its segments: sums add, means are weighted by agent steps."""
-    if not before:
-        return dict(after)
-    steps, more = before["agent_steps"], after["agent_steps"]
-    return {
-        name: before[name] + after[name]
-        if name in SUMMED_STATISTICS
-        else (before[name] * steps + after[name] * more) / (steps + more)
-        for name in before
-    }
-
-
-SUMMED_STATISTICS = frozenset({"agent_steps", "frames", "seconds", "episodes", "score_sum", "episode_length_sum"})
+def due(config: MetaConfig, checkpoint: Checkpoint) -> list[Place]:
+    """Places of the tasks that may run at a checkpoint: what is unfinished, and what is drawn for this
+    meta-step (asynchronous: and for the ``max_staleness`` after it)."""
+    first = 0 if checkpoint.meta_step == 0 else config.staleness
+    drawn = range(checkpoint.meta_step + first, min(checkpoint.meta_step + config.staleness + 1, config.steps))
+    return sorted({*checkpoint.unfinished, *((m, slot) for m in drawn for slot in range(config.batch_size))})
 
 
 def distance(a: Tensors, b: Tensors) -> float:

@@ -17,9 +17,10 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from leap_rl.config import Config
-from leap_rl.learner import MetaStep, TaskReport
+from leap_rl.learner import Checkpoint, MetaStep, due
+from leap_rl.ledger import TaskReport
 from leap_rl.run import Progress, RunDirectory
-from leap_rl.types import Task
+from leap_rl.types import Fault, Place, Task
 
 PLAIN_SECONDS = 30.0  # between status lines where output is not a terminal
 MEANS = ("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "clipped_reward")
@@ -33,9 +34,12 @@ class Monitor:
         self._run = run
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
-        self._bar_of: dict[int, Any] = {}  # slot → progress bar
+        self._bar_of: dict[Place, Any] = {}
+        self._whole_bar: Any = None
         self._writers: dict[str, SummaryWriter] = {}
-        self._first_meta_step = 0
+        self._first_meta_step = 0  # of this session
+        self._first_drawn = 0  # the meta-step that the oldest task to come was drawn for
+        self._faults = 0  # in this meta-step
         self._last_line = time.monotonic()
 
     def __enter__(self) -> "Monitor":
@@ -47,16 +51,17 @@ class Monitor:
         for writer in self._writers.values():
             writer.close()
 
-    def start(self, meta_step: int, progress: Progress, ignored: Sequence[str]) -> None:
+    def start(self, checkpoint: Checkpoint, progress: Progress, ignored: Sequence[str]) -> None:
         """Says where the run begins. ``ignored``: checkpoints that were passed over, a line each."""
-        self._first_meta_step = meta_step
+        self._first_meta_step = checkpoint.meta_step
+        self._first_drawn = min((drawn for drawn, _ in due(self._config.meta, checkpoint)), default=0)
         for line in ignored:
             self._say(f"[yellow]{line}[/]")
-        steps, run = self._config.meta.steps, self._run.path
-        if meta_step:
-            self._say(f"{run}: resuming at meta-step {meta_step + 1} of {steps}")
+        steps, run = self._config.meta.steps, self._run.url
+        if progress.meta_step or ignored:
+            self._say(f"{run}: resuming at meta-step {checkpoint.meta_step + 1} of {steps}")
         else:
-            self._say(f"{run}: a new run of {steps} meta-steps")
+            self._say(f"{run}: a run of {steps} meta-steps")
 
     def begin_meta_step(self, meta_step: int, tasks: Sequence[Task]) -> None:
         title = f"meta-step {meta_step + 1}/{self._config.meta.steps}"
@@ -71,15 +76,15 @@ class Monitor:
         )  # fmt: skip
         self._bars.start()
         total = self._config.num_updates * self._config.agent.num_envs * self._config.agent.unroll
-        whole = self._bars.add_task(f"[bold]{title}[/]", total=total * len(tasks))
-        self._bar_of = {task.slot: self._bars.add_task(task.name, total=total) for task in tasks} | {-1: whole}
+        self._whole_bar = self._bars.add_task(f"[bold]{title}[/]", total=total * len(tasks))
+        self._bar_of = {task.place: self._bars.add_task(task.name, total=total) for task in tasks}
 
     def log_segment(self, report: TaskReport) -> None:
         """A task has come one segment further."""
         task, segment = report.task, report.segment
         if self._bars:
-            self._bars.update(self._bar_of[task.slot], completed=report.statistics["agent_steps"])
-            self._bars.advance(self._bar_of[-1], segment["agent_steps"])
+            self._bars.update(self._bar_of[task.place], completed=report.statistics["agent_steps"])
+            self._bars.advance(self._whole_bar, segment["agent_steps"])
         step = task.meta_step * self._config.task.agent_steps + int(report.statistics["agent_steps"])
         rows = []
         if self._config.log.segments:
@@ -89,17 +94,22 @@ class Monitor:
         self._run.append_metrics(rows)
         # A task is rounded up to whole updates: points of committed tasks lie below this, of new ones not.
         update = self._config.agent.num_envs * self._config.agent.unroll
-        purge_step = self._first_meta_step * self._config.task.agent_steps + update
+        purge_step = self._first_drawn * self._config.task.agent_steps + update
         writer = self._writer(task.name, purge_step)
         for name, value in _task_row("segment", report, segment).items():
             if name in (*MEANS, "episodic_return", "episode_length", "episodes") and value is not None:
                 writer.add_scalar(f"game/{name}", value, step)
         writer.add_scalar("game/frames", report.statistics["frames"], step)
         writer.add_scalar("game/agent_steps", report.statistics["agent_steps"], step)
-        if report.failed:
-            self._say(f"[red]{task}: failed, left out of the meta-batch: {report.failed}[/]")
-        elif not self._console.is_terminal:
+        if not self._console.is_terminal:
             self._say_plainly(report)
+
+    def log_fault(self, fault: Fault, meta_step: int) -> None:
+        """Something went wrong with a task, and was dealt with."""
+        self._faults += 1
+        self._say(f"[yellow]{fault.text}[/]")
+        row = {"kind": "fault", "meta_step": meta_step, "game": fault.task.name, "text": fault.text}
+        self._run.append_metrics([row])
 
     def _say_plainly(self, report: TaskReport) -> None:
         """A line for each finished task, and a sign of life between them."""
@@ -130,9 +140,16 @@ class Monitor:
             "agent_steps_per_second": agent_steps / seconds,
             "worker_utilization": busy / (num_workers * seconds),
             "seconds": seconds,
-            "failed_tasks": sum(task.failed is not None for task in outcome.tasks),
-            "refused_increments": outcome.refused,
+            "failed_tasks": len(outcome.dropped),
+            "staleness": sum(outcome.staleness) / len(outcome.staleness),
+            "max_staleness": max(outcome.staleness),
+            "faults": self._faults,
+            "duplicate_increments": outcome.duplicates,
+            "stale_increments": outcome.stale,
+            "increment_bytes": sum(task.statistics["increment_bytes"] for task in outcome.tasks),
+            "compression_error": outcome.compression_error,
         }
+        self._faults = 0
         self._run.append_metrics([{"kind": "meta_step", "meta_step": outcome.meta_step, **scalars}])
         writer = self._writer("meta", purge_step=self._first_meta_step)
         for name, value in scalars.items():
@@ -155,8 +172,8 @@ class Monitor:
         """The event file of ``meta`` or of a game; what an interrupted session wrote past ``purge_step``
         disappears from TensorBoard."""
         if name not in self._writers:
-            directory = self._run.tensorboard / name.replace(":", "_").replace(",", "_").replace("=", "")
-            self._writers[name] = SummaryWriter(str(directory), purge_step=purge_step)
+            directory = name.replace(":", "_").replace(",", "_").replace("=", "")
+            self._writers[name] = SummaryWriter(f"{self._run.tensorboard}/{directory}", purge_step=purge_step)
         return self._writers[name]
 
     def _say(self, text: str) -> None:
@@ -170,6 +187,8 @@ def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) ->
         "kind": kind,
         "meta_step": report.task.meta_step,
         "slot": report.task.slot,
+        "sequence": report.sequence,
+        "attempt": report.attempt,
         "game": report.task.name,
         "task_agent_steps": int(report.statistics["agent_steps"]),
         "agent_steps": int(statistics["agent_steps"]),
@@ -182,7 +201,7 @@ def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) ->
     }
     if kind == "task":
         row |= {"path_length": report.path_length, "energy": report.energy, "moves": report.num_moves,
-                "loss_rises": report.num_rises, "failed": report.failed}  # fmt: skip
+                "loss_rises": report.num_rises}  # fmt: skip
     return row
 
 

@@ -1,19 +1,20 @@
-"""The run directory: the only module that touches a run's files.
+"""The run directory, on a local path, on NFS or in an object store.
 
     config.yaml                 the resolved configuration
     initialization.safetensors  the newest shared initialization
     checkpoints/000003/         the learner after 3 meta-steps: learner.safetensors, state.json, done
-    metrics.jsonl               one row a segment, task and meta-step
+    tasks/000003-05/            a task under way (task_store.py)
+    metrics.jsonl               one row a segment, task, meta-step and fault
     tensorboard/                event files
 
-A checkpoint is written aside, fsynced, renamed, and marked ``done`` last: what has no mark does not exist.
+Every file is written aside, fsynced and renamed; a checkpoint is marked ``done`` last: what has no mark does
+not exist.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from leap_rl import __version__
 from leap_rl.config import Config, config_hash, flatten, identity, parse_config
-from leap_rl.learner import Checkpoint
+from leap_rl.learner import Checkpoint, due
+from leap_rl.storage import LocalStorage, Storage, open_storage
+from leap_rl.task_store import TaskStore
+from leap_rl.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.types import BadInputError, Tensors
 
 CONFIG, INITIALIZATION, METRICS, CHECKPOINTS = (
@@ -46,12 +48,14 @@ class Progress:
 
 
 class RunDirectory:
-    """A run's files. Make one with :meth:`open`, which locks the directory until :meth:`close`."""
+    """A run's files. Make one with :meth:`open`, which locks a local directory until :meth:`close`."""
 
-    def __init__(self, path: Path, config: Config, lock: int) -> None:
-        self.path = path
+    def __init__(self, config: Config, storage: Storage, lock: int | None = None) -> None:
         self.config = config
-        self.tensorboard = path / "tensorboard"
+        self.url = storage.url
+        self.tasks = TaskStore(storage)
+        self.tensorboard = f"{self.url}/tensorboard"
+        self._storage = storage
         self._lock = lock
 
     @classmethod
@@ -61,54 +65,42 @@ class RunDirectory:
         Raises BadInputError where it is not a directory, cannot be written, holds something else, is in
         use, or holds a run whose result another key decides.
         """
-        path = Path(config.run.dir)
-        stored = _check(path, config)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
-        except OSError as error:
-            raise BadInputError(f"run.dir = {path}: cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise BadInputError(f"run.dir = {path}: another process is training this run") from None
+        storage = open_storage(config.run.dir)
+        stored = _check(storage, config)
+        lock = _lock(storage.path) if isinstance(storage, LocalStorage) else None
         if stored is None:
             text = yaml.safe_dump(config.model_dump(), sort_keys=False, width=100)
-            _write(path / CONFIG, text.encode())
-        return cls(path, config, lock)
+            storage.write(CONFIG, text.encode())
+        return cls(config, storage, lock)
 
     def close(self) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def commit(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        """Makes a meta-step durable: a checkpoint first, then ``initialization.safetensors``."""
-        final = self.path / CHECKPOINTS / f"{checkpoint.meta_step:06d}"
-        aside = final.with_name(f".{final.name}.tmp")
-        for leftover in (aside, final):
-            shutil.rmtree(leftover, ignore_errors=True)
-        aside.mkdir(parents=True)
+        """Makes a meta-step durable: a checkpoint first, then ``initialization.safetensors``. Then forgets the
+        tasks that it averaged, and old checkpoints."""
+        folder = f"{CHECKPOINTS}/{checkpoint.meta_step:06d}"
+        self._storage.remove(folder)
         tensors = {f"initialization/{name}": value for name, value in checkpoint.initialization.items()}
         tensors |= {f"optimizer/{name}": value for name, value in checkpoint.optimizer.items()}
-        save_file(tensors, aside / "learner.safetensors")
-        (aside / "state.json").write_text(json.dumps(vars(progress)))
-        for file in (aside / "learner.safetensors", aside / "state.json", aside):
-            _fsync(file)
-        aside.rename(final)
-        _fsync(final.parent)
-        _write(final / "done", b"")
+        state = vars(progress) | {"unfinished": checkpoint.unfinished}
+        self._storage.write(f"{folder}/learner.safetensors", dump_tensors(tensors, {}))
+        self._storage.write(f"{folder}/state.json", json.dumps(state).encode())
+        self._storage.write(f"{folder}/done", b"")
 
         self.publish(checkpoint)
+        self.tasks.forget_all_but(due(self.config.meta, checkpoint))
         self._prune(checkpoint.meta_step)
 
     def _prune(self, newest: int) -> None:
         """Keeps the newest few. What is half-written, or later than what the run continued from, is damaged."""
         kept = 0
-        for path in self._checkpoints():
-            whole = (path / "done").exists() and int(path.name) <= newest
+        for folder in self._checkpoints():
+            whole = "done" in self._storage.names(folder) and int(folder.rpartition("/")[2]) <= newest
             kept += whole
             if not whole or kept > self.config.run.keep_checkpoints:
-                shutil.rmtree(path)
+                self._storage.remove(folder)
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Makes ``initialization.safetensors`` that of the checkpoint."""
@@ -118,47 +110,55 @@ class RunDirectory:
             "config_hash": config_hash(self.config),
             **{f"version.{name}": value for name, value in package_versions().items()},
         }
-        aside = self.path / f".{INITIALIZATION}.tmp"
-        save_file(dict(checkpoint.initialization), aside, metadata)
-        _fsync(aside)
-        aside.rename(self.path / INITIALIZATION)
-        _fsync(self.path)
+        self._storage.write(INITIALIZATION, dump_tensors(checkpoint.initialization, metadata))
 
-    def _checkpoints(self) -> list[Path]:
-        """Checkpoint directories, newest first, half-written ones included."""
-        parent = self.path / CHECKPOINTS
-        found = [path for path in parent.iterdir() if path.name.isdecimal()] if parent.is_dir() else []
+    def published(self) -> tuple[Tensors, dict[str, str]]:
+        """Tensors and metadata of ``initialization.safetensors``; nothing where there is none yet."""
+        try:
+            data = self._storage.read(INITIALIZATION)
+        except FileNotFoundError:
+            return {}, {}
+        return _parse_initialization(data, f"{self.url}/{INITIALIZATION}")
+
+    def _checkpoints(self) -> list[str]:
+        """Checkpoint folders, newest first, half-written ones included."""
+        found = [f"{CHECKPOINTS}/{name}" for name in self._storage.names(CHECKPOINTS) if name.isdecimal()]
         return sorted(found, reverse=True)
 
     def latest(self) -> tuple[Checkpoint | None, Progress, list[str]]:
         """The newest checkpoint that is whole, how far the run is, and what was passed over, a line each."""
-        ignored = [f"{path}: half-written, ignored" for path in (self.path / CHECKPOINTS).glob(".*.tmp")]
-        for path in self._checkpoints():
-            if not (path / "done").exists():
-                ignored.append(f"{path}: half-written, ignored")
+        ignored = []
+        for folder in self._checkpoints():
+            where = f"{self.url}/{folder}"
+            if "done" not in self._storage.names(folder):
+                ignored.append(f"{where}: half-written, ignored")
                 continue
             try:
-                progress = Progress(**json.loads((path / "state.json").read_text()))
-                tensors, _ = _read_safetensors(path / "learner.safetensors")
-            except (BadInputError, OSError, ValueError, TypeError) as error:
-                ignored.append(f"{path}: cannot be read, ignored ({error})")
+                state = json.loads(self._storage.read(f"{folder}/state.json"))
+                unfinished = tuple((meta_step, slot) for meta_step, slot in state.pop("unfinished"))
+                progress = Progress(**state)
+                tensors, _ = load_tensors(self._storage.read(f"{folder}/learner.safetensors"), where)
+            except (BadInputError, FileNotFoundError, ValueError, TypeError, KeyError) as error:
+                ignored.append(f"{where}: cannot be read, ignored ({error})")
                 continue
             checkpoint = Checkpoint(
-                progress.meta_step, _below(tensors, "initialization/"), _below(tensors, "optimizer/")
+                progress.meta_step, below(tensors, "initialization/"), below(tensors, "optimizer/"), unfinished
             )
             return checkpoint, progress, ignored
         return None, Progress(), ignored
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        with (self.path / METRICS).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        if rows:
+            self._storage.append(METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def forget_metrics_from(self, meta_step: int) -> None:
-        """Drops rows of ``meta_step`` and later: those meta-steps were not committed and run again."""
-        path = self.path / METRICS
-        if path.exists():
-            kept = [json.dumps(row) + "\n" for row in read_metrics(self.path) if row["meta_step"] < meta_step]
-            _write(path, "".join(kept).encode())
+    def forget_metrics(self, checkpoint: Checkpoint) -> None:
+        """Drops rows of tasks and meta-steps that ``checkpoint`` has not averaged: they come again."""
+        due_places = set(due(self.config.meta, checkpoint))
+        kept = [
+            row for row in _metrics(self._storage)
+            if row["meta_step"] < checkpoint.meta_step and (row["meta_step"], row.get("slot")) not in due_places
+        ]  # fmt: skip
+        self._storage.write(METRICS, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
 @contextmanager
@@ -177,26 +177,33 @@ def package_versions() -> dict[str, str]:
     return {"leap-rl": __version__, **{name: version(name) for name in names}}
 
 
-def read_config(path: Path) -> Config:
+def read_config(storage: Storage) -> Config:
     """The configuration a run directory was made with. Raises BadInputError."""
-    file = path / CONFIG
+    where = f"{storage.url}/{CONFIG}"
     try:
-        tree = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = yaml.safe_load(storage.read(CONFIG).decode())
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
         tree = None
     if not isinstance(tree, dict):
-        raise BadInputError(f"{file}: cannot be read: not a run's configuration")
+        raise BadInputError(f"{where}: cannot be read: not a run's configuration")
     try:
         return parse_config(tree)
     except BadInputError as error:
-        raise BadInputError(f"{file}: not a run's configuration: {error}") from None
+        raise BadInputError(f"{where}: not a run's configuration: {error}") from None
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a line that a crash cut short is left out."""
+def read_metrics(url: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; a line that a crash cut short is left out."""
+    return _metrics(open_storage(str(url)))
+
+
+def _metrics(storage: Storage) -> list[dict[str, Any]]:
+    try:
+        lines = storage.read(METRICS).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
     rows = []
-    file = path / METRICS
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -206,9 +213,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def read_initialization(file: Path) -> tuple[Tensors, dict[str, str]]:
     """Tensors and metadata of an ``initialization.safetensors``. Raises BadInputError."""
-    tensors, metadata = _read_safetensors(file)
+    try:
+        return _parse_initialization(file.read_bytes(), file)
+    except OSError as error:
+        raise BadInputError(f"{file}: {error.strerror}") from None
+
+
+def _parse_initialization(data: bytes, where: object) -> tuple[Tensors, dict[str, str]]:
+    tensors, metadata = load_tensors(data, where)
     if metadata.get("format") != "leap_rl initialization":
-        raise BadInputError(f"{file}: a safetensors file, but not an initialization of this project")
+        raise BadInputError(f"{where}: a safetensors file, but not an initialization of this project")
     return tensors, metadata
 
 
@@ -222,22 +236,22 @@ def fingerprint(initialization: Tensors) -> str:
     return digest.hexdigest()
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(url: str | Path) -> dict[str, Any]:
     """What ``leap-rl show`` prints: state, meta-step, fingerprint, configuration. Raises BadInputError."""
-    if not path.is_dir():
-        raise BadInputError(f"{path}: not a run directory: {'is a file' if path.exists() else 'does not exist'}")
-    if not (path / CONFIG).exists():
-        raise BadInputError(f"{path}: not a run directory: it has no {CONFIG}")
-    config = read_config(path)
-    run = RunDirectory(path, config, lock=-1)
+    storage = open_storage(str(url))
+    if isinstance(storage, LocalStorage) and not storage.path.is_dir():
+        raise BadInputError(f"{url}: not a run directory: {'is a file' if storage.path.exists() else 'does not exist'}")
+    if CONFIG not in storage.names():
+        raise BadInputError(f"{url}: not a run directory: it has no {CONFIG}")
+    config = read_config(storage)
+    run = RunDirectory(config, storage)
     checkpoint, progress, ignored = run.latest()
-    file = path / INITIALIZATION
-    tensors, metadata = read_initialization(file) if file.exists() else ({}, {})
+    tensors, metadata = run.published()
     meta_step = int(metadata.get("meta_step", 0))
     if checkpoint is not None and checkpoint.meta_step > meta_step:  # a crash between the two: a resume mends it
         meta_step, tensors = checkpoint.meta_step, checkpoint.initialization
     return {
-        "run": str(path),
+        "run": storage.url,
         "meta_step": meta_step,
         "meta_steps": config.meta.steps,
         "finished": meta_step >= config.meta.steps,
@@ -253,12 +267,48 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
+def check_reachable(config: Config, node: str) -> None:
+    """Raises BadInputError where this node does not see the run in ``run.dir``."""
+    try:
+        same = config_hash(read_config(open_storage(config.run.dir))) == config_hash(config)
+    except BadInputError:
+        same = False
+    if not same:
+        raise BadInputError(
+            f"run.dir = {config.run.dir}: the run is not to be seen from node {node}; it must be on storage that "
+            "every node reaches under the same name (NFS, or an object store)"
+        )
+
+
 def adopt_precision(config: Config) -> Config:
     """``precision: auto`` takes what the run in ``run.dir`` was started with, if there is one."""
-    path = Path(config.run.dir)
-    if config.precision != "auto" or not (path / CONFIG).is_file():
+    storage = open_storage(config.run.dir)
+    if config.precision != "auto" or CONFIG not in storage.names():
         return config
-    return config.model_copy(update={"precision": read_config(path).precision})
+    return config.model_copy(update={"precision": read_config(storage).precision})
+
+
+def is_finished(config: Config) -> bool:
+    """Whether ``run.dir`` holds this run with all its meta-steps done. Raises BadInputError; writes nothing."""
+    storage = open_storage(config.run.dir)
+    if _check(storage, config) is None:
+        return False
+    _, progress, _ = RunDirectory(config, storage).latest()
+    return progress.meta_step >= config.meta.steps
+
+
+def _check(storage: Storage, config: Config) -> Config | None:
+    """The configuration of the run that ``run.dir`` holds, if any. Raises BadInputError where it cannot be used."""
+    if isinstance(storage, LocalStorage):
+        _check_directory(storage.path)
+    names = storage.names()
+    if CONFIG in names:
+        stored = read_config(storage)
+        _check_same(storage.url, stored, config)
+        return stored
+    if names:
+        raise BadInputError(f"run.dir = {storage.url}: holds files but no run; choose an empty or a new directory")
+    return None
 
 
 def _check_directory(path: Path) -> None:
@@ -271,65 +321,32 @@ def _check_directory(path: Path) -> None:
         raise BadInputError(f"run.dir = {path}: {ancestor} is a file")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise BadInputError(f"run.dir = {path}: {ancestor} is not writable")
-    if path.is_dir() and not (path / CONFIG).exists() and any(p.name != ".lock" for p in path.iterdir()):
-        raise BadInputError(f"run.dir = {path}: holds files but no run; choose an empty or a new directory")
 
 
-def _check(path: Path, config: Config) -> Config | None:
-    """The configuration of the run that ``path`` holds, if any. Raises BadInputError where it cannot be used."""
-    _check_directory(path)
-    if not (path / CONFIG).exists():
-        return None
-    stored = read_config(path)
-    _check_same(path, stored, config)
-    return stored
-
-
-def is_finished(config: Config) -> bool:
-    """Whether ``run.dir`` holds this run with all its meta-steps done. Raises BadInputError; writes nothing."""
-    path = Path(config.run.dir)
-    if _check(path, config) is None:
-        return False
-    _, progress, _ = RunDirectory(path, config, lock=-1).latest()
-    return progress.meta_step >= config.meta.steps
-
-
-def _check_same(path: Path, stored: Config, wanted: Config) -> None:
+def _check_same(url: str, stored: Config, wanted: Config) -> None:
     before, after = dict(flatten(identity(stored))), dict(flatten(identity(wanted)))
     differing = [
         f"{key} ({before.get(key)} there, {value} here)" for key, value in after.items() if before.get(key) != value
     ]
     if differing:
         raise BadInputError(
-            f"run.dir = {path}: holds a run of another configuration: {', '.join(differing)}; "
+            f"run.dir = {url}: holds a run of another configuration: {', '.join(differing)}; "
             "choose another run.dir, or the same values"
         )
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _lock(path: Path) -> int:
+    """Locks a local run directory. Raises BadInputError where it cannot be written or is in use."""
     try:
-        with safe_open(file, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BadInputError(f"{file}: not a whole safetensors file: {error}") from None
-
-
-def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Atomically: aside, fsync, rename."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(data)
-    _fsync(aside)
-    aside.rename(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise BadInputError(f"run.dir = {path}: cannot be written: {error.strerror}") from None
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise BadInputError(f"run.dir = {path}: another process is training this run") from None
+    for leftover in path.glob(".*.tmp"):  # of a write that was killed
+        leftover.unlink()
+    return lock

@@ -14,7 +14,7 @@ import numpy as np
 from ale_py import roms
 
 from leap_rl.seeding import Purpose, derive_seed
-from leap_rl.types import BadInputError, Task
+from leap_rl.types import BadInputError, Place, Task
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
@@ -147,9 +147,17 @@ def sample_meta_batch(config: Any, meta_step: int) -> list[Task]:
     ]
 
 
+def tasks_at(config: Any, places: Sequence[Place]) -> list[Task]:
+    """The tasks that were drawn for these places."""
+    batches = {meta_step: sample_meta_batch(config, meta_step) for meta_step, _ in places}
+    return [batches[meta_step][slot] for meta_step, slot in places]
+
+
 def longest_first(tasks: Sequence[Task]) -> list[Task]:
     """Tasks in the order to start them: slow games first, so that the last one does not hold the batch.
 
     Only the order of the costs matters, and no result depends on it.
     """
-    return sorted(tasks, key=lambda task: (-catalogue()[task.name.partition(":")[0]].seconds_per_step, task.slot))
+    return sorted(
+        tasks, key=lambda task: (task.meta_step, -catalogue()[task.name.partition(":")[0]].seconds_per_step, task.slot)
+    )

@@ -4,12 +4,13 @@ import time
 
 from leap_rl.backends import Backend
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaStep, distance
+from leap_rl.learner import Checkpoint, MetaStep, distance, due
 from leap_rl.monitoring import Monitor
 from leap_rl.processes import initial_parameters
 from leap_rl.run import Progress, RunDirectory
 from leap_rl.seeding import Purpose, derive_seed
-from leap_rl.tasks import longest_first, sample_meta_batch
+from leap_rl.tasks import tasks_at
+from leap_rl.types import Fault
 
 
 def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Monitor) -> Checkpoint:
@@ -23,16 +24,18 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         checkpoint = Checkpoint(0, first, {})
         run.commit(checkpoint, progress)
     run.publish(checkpoint)
-    run.forget_metrics_from(checkpoint.meta_step)
-    monitor.start(checkpoint.meta_step, progress, ignored)
+    run.forget_metrics(checkpoint)
+    monitor.start(checkpoint, progress, ignored)
 
-    backend.start_learner(checkpoint)
     for meta_step in range(checkpoint.meta_step, config.meta.steps):
         started = time.perf_counter()
-        tasks = sample_meta_batch(config, meta_step)
+        tasks = tasks_at(config, due(config.meta, checkpoint))
         monitor.begin_meta_step(meta_step, tasks)
-        for report in backend.run_tasks(longest_first(tasks), checkpoint.initialization):
-            monitor.log_segment(report)
+        for event in backend.run_tasks(tasks, checkpoint):
+            if isinstance(event, Fault):
+                monitor.log_fault(event, meta_step)
+            else:
+                monitor.log_segment(event)
         outcome = backend.meta_step()
         checkpoint = outcome.checkpoint
         seconds = time.perf_counter() - started

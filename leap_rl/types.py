@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the command line must not wait for torch to say --help
     from torch import Tensor
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"  # parameters, a meta-gradient, or the state of a process, by name
+Place: TypeAlias = tuple[int, int]  # of a task: the meta-step it was drawn for, and its slot in the meta-batch
 
 
 class LeapRLError(Exception):
@@ -28,17 +29,26 @@ class BadInputError(LeapRLError):
 
 
 class TaskError(LeapRLError):
-    """A learning process raised."""
+    """A learning process raised, or its path is not finite."""
+
+
+class StorageError(LeapRLError):
+    """The run directory cannot be written or read: full, gone, or not reachable from here."""
 
 
 @dataclass(frozen=True)
 class Task:
     """One learning problem of a meta-batch: ``Task(0, 3, "breakout:mode=4", seed=…)``."""
 
-    meta_step: int
+    meta_step: int  # the one it was drawn for
     slot: int  # place in the meta-batch: the order in which increments are summed
     name: str
     seed: int  # every random stream of the task derives from it
+
+    @property
+    def place(self) -> Place:
+        """Names the task within its run."""
+        return self.meta_step, self.slot
 
     def __str__(self) -> str:
         return f"{self.name} (meta-step {self.meta_step}, slot {self.slot})"
@@ -51,7 +61,7 @@ class IncrementKey:
     meta_step: int
     slot: int
     sequence: int  # segment number within the task, from 0
-    attempt: int = 0  # how often the task had been started before
+    attempt: int = 0  # how often the task had been taken up before
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,22 @@ class Increment:
 
     key: IncrementKey
     task: Task
-    meta_gradient: Tensors  # Σ over the segment's moves, name → tensor shaped like the parameter
+    meta_gradient: Tensors  # Σ over the segment's moves, name → tensor shaped like the parameter; may be packed
     path_length: float
     energy: float
     num_moves: int
     num_rises: int  # moves on which the loss rose
     last: bool  # the task ends with this segment
-    failed: str | None = None  # why the path contributes nothing, or None
     statistics: Mapping[str, float] = field(default_factory=dict)  # see docs/metrics.md
+    residual_norm: float = 0.0  # of what compression has kept back so far
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something went wrong with a task and was dealt with, or the task was dropped."""
+
+    task: Task
+    text: str
 
 
 class LearningProcess(Protocol):

@@ -66,7 +66,7 @@ def make_run(folder: Path, last: int = 2, changes: Mapping[str, Any] | None = No
     with open_run(make_config(folder, changes)) as run:
         for meta_step in range(last + 1):
             run.commit(make_checkpoint(meta_step), Progress(meta_step, 960 * meta_step, 3840 * meta_step, 1.5))
-    return run.path
+    return Path(run.url)
 
 
 def truncate(file: Path) -> None:

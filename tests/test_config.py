@@ -123,6 +123,14 @@ REFUSED = [
     ("met.steps=2", "met = ", "unknown key", "did you mean meta?"),
     ("zzz.qqq=1", "zzz = ", "unknown key"),
     ("log_segments=true", "log_segments = true: unknown key", "did you mean log.segments?"),
+    # faults and streaming
+    ("faults.min_tasks=0", "faults.min_tasks = 0", "greater than 0"),
+    ("faults.min_tasks=3", "faults.min_tasks = 3", "at most meta.batch_size = 2"),
+    ("faults.segment_timeout=0", "faults.segment_timeout = 0", "greater than 0"),
+    ("stream.compression=zip", "stream.compression = zip", "'none', 'bf16' or 'int8'"),
+    ("meta.schedule=async", "meta.schedule = async", "'synchronous' or 'asynchronous'"),
+    ("meta.max_staleness=0", "meta.max_staleness = 0", "greater than 0"),
+    ("workers.per_node=0", "workers.per_node = 0", "greater than 0"),
     # wrong types; numbers in quotes are text
     ("meta.steps='2'", "meta.steps = ", "2", "integer"),
     ("meta.steps=2.0", "meta.steps = 2.0", "integer"),
@@ -297,10 +305,12 @@ OTHER = {
     "agent.lr": 1e-3, "agent.rmsprop_decay": 0.9, "agent.epsilon": 1e-4, "agent.max_grad_norm": 0.5,
     "env.frame_skip": 3, "env.sticky_actions": 0.0, "env.noop_max": 0, "env.max_episode_frames": 1000,
     "env.life_loss": "terminal", "env.full_action_space": False, "env.color": "rgb", "env.screen_size": 64,
-    "env.frame_stack": 1, "stream.segment_updates": 100, "log.segments": False,
+    "env.frame_stack": 1, "stream.segment_updates": 100, "stream.compression": "int8", "log.segments": False,
+    "workers.per_node": 2, "meta.schedule": "asynchronous", "meta.max_staleness": 2, "faults.min_tasks": 2,
+    "faults.segment_timeout": 60.0,
 }  # fmt: skip
 FREE = {"run.dir", "run.keep_checkpoints", "backend", "ray.address", "workers.count", "workers.cpus", "workers.gpus",
-        "log.segments"}  # fmt: skip
+        "workers.per_node", "faults.segment_timeout", "log.segments"}  # fmt: skip
 # Keys that need each other: device = cuda allows a share of a GPU, the full action space meta.parameters = all.
 BASE = {"device": "cuda", "workers.gpus": 1.0, "env.full_action_space": True}
 

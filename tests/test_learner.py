@@ -10,14 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leap_rl.config import MetaConfig
-from leap_rl.learner import (
-    SUMMED_STATISTICS,
-    Checkpoint,
-    MetaLearner,
-    NonFiniteMetaGradientError,
-    distance,
-    merge_statistics,
-)
+from leap_rl.learner import Checkpoint, MetaLearner, NonFiniteMetaGradientError, distance, due
+from leap_rl.ledger import SUMMED_STATISTICS, Ledger, merge_statistics
 from leap_rl.types import Increment, IncrementKey, LeapRLError, Task
 
 OPTIMIZERS = ["sgd", "nesterov", "adam"]
@@ -32,22 +26,25 @@ def first():
     return Checkpoint(0, parameters((1, 2), 3), {})
 
 
-def make_learner(checkpoint=None, **meta):
+def make_learner(checkpoint=None, min_tasks=1, **meta):
     meta = {"steps": 5, "batch_size": 2, "lr": 0.5} | meta
-    return MetaLearner(MetaConfig(**meta), checkpoint or first())
+    return MetaLearner(MetaConfig(**meta), checkpoint or first(), min_tasks)
 
 
-def increment(slot, a=(0, 0), b=0, *, meta_step=0, sequence=0, last=True, failed=None, attempt=0, **statistics):
+def task(slot, meta_step=0):
+    return Task(meta_step, slot, f"game_{slot}", seed=slot)
+
+
+def increment(slot, a=(0, 0), b=0, *, meta_step=0, sequence=0, last=True, attempt=0, **statistics):
     return Increment(
         key=IncrementKey(meta_step, slot, sequence, attempt),
-        task=Task(meta_step, slot, f"game_{slot}", seed=slot),
+        task=task(slot, meta_step),
         meta_gradient=parameters(a, b),
         path_length=2.0 + slot,
         energy=4.0 + slot,
         num_moves=3,
         num_rises=1,
         last=last,
-        failed=failed,
         statistics=statistics,
     )
 
@@ -78,7 +75,7 @@ def test_sgd_steps_against_the_mean_over_the_tasks():
     assert outcome.meta_gradient_norm == pytest.approx(norm)
     assert outcome.update_norm == pytest.approx(0.5 * norm)
     assert outcome.lr == 0.5
-    assert outcome.refused == 0
+    assert (outcome.duplicates, outcome.stale) == (0, 0)
 
 
 def test_path_lengths_and_energies_are_summed_over_segments_and_averaged_over_tasks():
@@ -92,27 +89,35 @@ def test_path_lengths_and_energies_are_summed_over_segments_and_averaged_over_ta
     ]
 
 
-def test_a_failed_task_is_left_out_of_the_mean_and_reported():
+def test_a_dropped_task_is_left_out_of_the_mean_and_named():
     learner = make_learner(batch_size=3)
-    deliver(learner, increment(0, (2, 0)), increment(2, (4, 0)))
-    deliver(learner, increment(1, (999, 0), last=False, failed="non-finite loss"), increment(1, (9, 9), sequence=1))
+    deliver(learner, increment(0, (2, 0)), increment(1, (999, 0), last=False), increment(2, (4, 0)))
+    learner.drop(task(1), "non-finite loss")
+    assert learner.receive(increment(1, (9, 9), sequence=1)) is False, "nobody waits for it any more"
     outcome = learner.step()
     assert learner.initialization()["a"].tolist() == [1 - 0.5 * 3, 2]
-    assert [task.failed for task in outcome.tasks] == [None, "non-finite loss", None]
+    assert outcome.dropped == ((task(1), "non-finite loss"),)
+    assert [report.task.slot for report in outcome.tasks] == [0, 2]
     assert (outcome.path_length, outcome.energy) == (3.0, 5.0)  # of tasks 0 and 2
 
 
-def test_a_failed_task_may_hold_anything():
+def test_a_task_may_be_dropped_before_anything_of_it_came():
     learner = make_learner()
-    deliver(learner, increment(0, (math.nan, math.inf), failed="non-finite gradient"), increment(1, (2, 0)))
+    learner.receive(increment(1, (2, 0)))
+    learner.drop(task(0), "raised")
     learner.step()
     assert learner.initialization()["a"].tolist() == [0, 2]
 
 
-def test_a_meta_step_whose_tasks_all_failed_is_an_error_that_names_them():
-    learner = make_learner()
-    deliver(learner, increment(0, failed="non-finite loss"), increment(1, failed="non-finite parameter"))
-    with pytest.raises(LeapRLError, match=r"game_0: non-finite loss; game_1: non-finite parameter"):
+@pytest.mark.parametrize(("min_tasks", "dropped"), [(1, 3), (2, 2), (3, 1)])
+def test_a_meta_step_with_too_few_tasks_left_is_an_error_that_names_the_others(min_tasks, dropped):
+    learner = make_learner(batch_size=3, min_tasks=min_tasks)
+    for slot in range(3):
+        if slot < dropped:
+            learner.drop(task(slot), "non-finite loss")
+        else:
+            learner.receive(increment(slot, (1, 1)))
+    with pytest.raises(LeapRLError, match=rf"faults.min_tasks = {min_tasks} .*\(game_0: non-finite loss"):
         learner.step()
     assert_bits_equal(learner.initialization(), first().initialization)
 
@@ -129,7 +134,7 @@ def test_a_meta_step_whose_tasks_all_failed_is_an_error_that_names_them():
 def test_stepping_before_the_meta_batch_is_done_is_an_error(received):
     learner = make_learner()
     deliver(learner, *received)
-    with pytest.raises(RuntimeError, match="before the meta-batch is done"):
+    with pytest.raises(RuntimeError, match="before 2 tasks are done"):
         learner.step()
     assert learner.meta_step == 0
     assert_bits_equal(learner.initialization(), first().initialization)
@@ -221,20 +226,18 @@ def test_the_order_of_adding_changes_the_bits():
 @given(data=st.data())
 def test_increments_may_come_twice_late_and_in_any_order(data):
     batch = one_meta_batch(1)
-    stale = [*one_meta_batch(0), *one_meta_batch(2)]
-    again = [dataclasses.replace(one, key=dataclasses.replace(one.key, attempt=1)) for one in batch]  # a task retried
-    extra = data.draw(st.lists(st.sampled_from([*batch, *again, *stale]), max_size=12))
+    foreign = [*one_meta_batch(0), *one_meta_batch(2)]  # of meta-steps that are over, or not yet there
+    extra = data.draw(st.lists(st.sampled_from([*batch, *foreign]), max_size=12))
     expected = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5)
     deliver(expected, *batch)
 
     learner = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5)
     arrivals = data.draw(st.permutations([*batch, *extra]))
-    reports = deliver(learner, *arrivals)
-    num_refused = len(arrivals) - len(batch)
-    assert reports.count(None) == num_refused
+    wanted = deliver(learner, *arrivals)
+    assert wanted == [arrival.key.meta_step == 1 for arrival in arrivals]
 
     ours, theirs = learner.step(), expected.step()
-    assert (ours.refused, theirs.refused) == (num_refused, 0)
+    assert (ours.stale, ours.duplicates) == (wanted.count(False), len(arrivals) - len(batch) - wanted.count(False))
     assert_bits_equal(ours.checkpoint.initialization, theirs.checkpoint.initialization)
     assert ours.tasks == theirs.tasks
     assert (ours.path_length, ours.energy, ours.meta_gradient_norm) == (
@@ -242,24 +245,176 @@ def test_increments_may_come_twice_late_and_in_any_order(data):
     )  # fmt: skip
 
 
-def test_refused_increments_are_counted_by_meta_step():
+@untimed
+@given(data=st.data())
+def test_any_number_of_attempts_of_which_old_ones_live_on_give_the_same_bits(data):
+    """Workers are declared lost, others take their tasks up from what was saved, and what was declared lost goes
+    on sending. The learner may be lost as well: whoever takes a task up brings its ledger."""
+    batch = one_meta_batch(1)
+    expected = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5)
+    deliver(expected, *batch)
+
+    learner = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5)
+    saved = {slot: Ledger(task(slot, 1), version=1) for slot in range(5)}  # durable: newest segment of each task
+    attempts, zombies, applied, stale = dict.fromkeys(range(5), -1), [], set(), 0
+
+    def take_up(slot):
+        attempts[slot] += 1
+        ledger = saved[slot].copy()
+        ledger.attempt = attempts[slot]
+        assert learner.adopt(ledger)
+        return ledger
+
+    running = {slot: take_up(slot) for slot in range(5)}
+    while not learner.ready():
+        slot = data.draw(st.sampled_from([slot for slot in range(5) if not running[slot].done]), label="slot")
+        event = data.draw(st.sampled_from(["segment", "segment", "worker", "late", "learner"]), label="event")
+        if event == "segment":
+            ledger = running[slot]
+            [fresh] = [one for one in batch if (one.key.slot, one.key.sequence) == (slot, ledger.next_sequence)]
+            fresh = dataclasses.replace(fresh, key=dataclasses.replace(fresh.key, attempt=ledger.attempt))
+            assert ledger.receive(fresh)
+            saved[slot] = ledger.copy()
+            zombies.append(fresh)
+            assert learner.receive(fresh)
+            applied.add((slot, fresh.key.sequence))
+        elif event == "worker":
+            running[slot] = take_up(slot)
+        elif event == "late" and zombies:
+            late = data.draw(st.sampled_from(zombies), label="late")
+            accepted = learner.receive(late)
+            assert accepted == (late.key.attempt >= attempts[late.key.slot])
+            stale += not accepted
+        elif event == "learner":
+            learner, stale = make_learner(Checkpoint(1, first().initialization, {}), batch_size=5), 0
+            running = {each: take_up(each) for each in range(5)}
+    ours, theirs = learner.step(), expected.step()
+    assert len(applied) == len(batch)
+    assert ours.stale == stale
+    assert_bits_equal(ours.checkpoint.initialization, theirs.checkpoint.initialization)
+    assert [dataclasses.replace(report, attempt=0) for report in ours.tasks] == list(theirs.tasks)
+
+
+def test_a_stale_attempt_is_refused_and_counted_and_told_to_stop():
+    learner = make_learner()
+    assert learner.receive(increment(0, last=False))
+    assert learner.adopt(Ledger(task(0), version=0, attempt=1))
+    assert learner.receive(increment(0, sequence=1)) is False
+    assert learner.adopt(Ledger(task(0), version=0, attempt=0)) is False
+    assert learner.receive(increment(0, sequence=1, attempt=1))
+    learner.receive(increment(1))
+    assert learner.step().stale == 2
+
+
+def test_a_ledger_that_knows_more_is_taken_over_and_one_that_knows_less_is_not():
+    ahead, behind = Ledger(task(0), version=0, attempt=1), Ledger(task(0), version=0, attempt=2)
+    for sequence in range(2):
+        ahead.receive(increment(0, (1, 0), sequence=sequence, last=False))
+    behind.receive(increment(0, (1, 0), last=False))
+    learner = make_learner(batch_size=1)
+    assert learner.receive(increment(0, (1, 0), last=False))
+    assert learner.adopt(ahead)
+    assert learner.adopt(behind)
+    assert learner.receive(increment(0, (1, 0), sequence=1, last=False, attempt=2))  # repeated by the one behind
+    assert learner.receive(increment(0, (1, 0), sequence=2, attempt=2))
+    outcome = learner.step()
+    assert learner.initialization()["a"].tolist() == [1 - 0.5 * 3, 2]
+    assert (outcome.duplicates, outcome.stale) == (1, 0)
+
+
+def test_what_is_adopted_is_a_copy():
+    theirs = Ledger(task(0), version=0)
+    theirs.receive(increment(0, (1, 0), last=False))
+    learner = make_learner(batch_size=1)
+    learner.adopt(theirs)
+    theirs.receive(increment(0, (50, 0), sequence=1))
+    learner.receive(increment(0, (1, 0), sequence=1))
+    learner.step()
+    assert learner.initialization()["a"].tolist() == [1 - 0.5 * 2, 2]
+
+
+def test_duplicates_are_counted_by_meta_step():
     learner = make_learner(batch_size=1)
     deliver(learner, increment(0), increment(0))
-    assert learner.step().refused == 1
+    assert learner.step().duplicates == 1
     deliver(learner, increment(0), increment(0, meta_step=1))  # the first is of the meta-step before
-    assert learner.step().refused == 1
-    learner.receive(increment(0, meta_step=2))
-    assert learner.step().refused == 0
+    outcome = learner.step()
+    assert (outcome.duplicates, outcome.stale) == (0, 1)
 
 
 def test_an_increment_that_is_early_is_reported_when_its_turn_has_come():
     learner = make_learner()
-    early = learner.receive(increment(0, sequence=1, agent_steps=30, loss=5.0))
-    assert (early.num_moves, early.done, early.statistics) == (0, False, {})
-    report = learner.receive(increment(0, sequence=0, last=False, agent_steps=10, loss=1.0))
-    assert (report.num_moves, report.done) == (6, True)
+    learner.receive(increment(0, sequence=1, agent_steps=30, loss=5.0))
+    assert learner.reports({}) == []
+    learner.receive(increment(0, sequence=0, last=False, agent_steps=10, loss=1.0))
+    first_report, report = learner.reports({})
+    assert (first_report.sequence, first_report.num_moves, first_report.done) == (0, 3, False)
+    assert (report.sequence, report.num_moves, report.done) == (1, 6, True)
     assert report.statistics == {"agent_steps": 40, "loss": 4.0}
     assert report.segment == {"agent_steps": 30, "loss": 5.0}
+    assert learner.reports({(0, 0): 1}) == [report]
+    assert learner.reports({(0, 0): 2}) == []
+
+
+# The asynchronous schedule
+
+
+def simulate(data, max_staleness, batch_size, steps, num_workers):
+    """Workers that take any time: every order in which tasks may start and end."""
+    meta = {
+        "schedule": "asynchronous", "max_staleness": max_staleness, "batch_size": batch_size, "steps": steps, "lr": 0.5,
+    }  # fmt: skip
+    learner = make_learner(**meta)
+    config, checkpoint = learner.config, first()
+    waiting, running, outcomes, given = [], {}, [], set()
+    while checkpoint.meta_step < steps:
+        waiting += [place for place in due(config, checkpoint) if place not in given]
+        given.update(waiting)
+        while not learner.ready():
+            assert waiting or running, "nothing runs and nothing can start"
+            start = waiting and len(running) < num_workers
+            if start and (not running or data.draw(st.booleans())):
+                meta_step, slot = waiting.pop(0)
+                running[meta_step, slot] = Ledger(task(slot, meta_step), version=checkpoint.meta_step)
+                assert learner.adopt(running[meta_step, slot])
+            else:
+                meta_step, slot = data.draw(st.sampled_from(sorted(running)))
+                del running[meta_step, slot]
+                assert learner.receive(increment(slot, (1, 0), meta_step=meta_step))
+        outcomes.append(learner.step())
+        checkpoint = outcomes[-1].checkpoint
+        if data.draw(st.booleans(), label="driver lost"):
+            learner = make_learner(checkpoint, **meta)
+            waiting, running, given = [], {}, set()
+    return outcomes
+
+
+@untimed
+@given(data=st.data(), max_staleness=st.integers(1, 3), batch_size=st.integers(1, 3), num_workers=st.integers(1, 8))
+def test_asynchronous_steps_average_each_task_once_and_none_that_is_too_stale(
+    data, max_staleness, batch_size, num_workers
+):
+    outcomes = simulate(data, max_staleness, batch_size, steps=5, num_workers=num_workers)
+    taken = [report.task.place for outcome in outcomes for report in outcome.tasks]
+    assert sorted(taken) == [(meta_step, slot) for meta_step in range(5) for slot in range(batch_size)]
+    assert all(0 <= stale <= max_staleness for outcome in outcomes for stale in outcome.staleness)
+    assert all(len(outcome.tasks) == batch_size for outcome in outcomes)
+    assert outcomes[-1].checkpoint.unfinished == ()
+
+
+def test_asynchronous_does_not_wait_for_the_slowest_task():
+    learner = make_learner(batch_size=2, schedule="asynchronous", max_staleness=1)
+    slow = Ledger(task(0), version=0)
+    learner.adopt(slow)
+    deliver(learner, increment(1), increment(0, meta_step=1))
+    assert learner.ready()
+    outcome = learner.step()
+    assert [report.task.place for report in outcome.tasks] == [(0, 1), (1, 0)]
+    assert outcome.checkpoint.unfinished == ((0, 0), (1, 1))
+    deliver(learner, increment(1, meta_step=1), increment(0, meta_step=2))
+    assert not learner.ready(), "one more step would be taken over the slow task's head"
+    learner.receive(increment(0))
+    assert (0, 0) in [report.task.place for report in learner.step().tasks]
 
 
 # What it keeps, and what it is given

@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,17 +90,24 @@ def test_a_checkpoint_without_its_mark_is_passed_over_and_said(tmp_path):
     assert "ignored" in line
 
 
-def test_a_checkpoint_left_aside_is_passed_over_said_and_then_overwritten(tmp_path):
+def test_a_half_written_checkpoint_is_passed_over_said_and_then_overwritten(tmp_path):
     run = make_run(tmp_path, last=1)
-    aside = run / "checkpoints" / ".000002.tmp"
-    aside.mkdir()
-    (aside / "learner.safetensors").write_bytes(b"half")
+    half = run / "checkpoints" / "000002"
+    half.mkdir()
+    (half / ".learner.safetensors.1.tmp").write_bytes(b"half")
     checkpoint, _, [line] = latest(tmp_path)
     assert checkpoint.meta_step == 1
-    assert ".000002.tmp" in line
+    assert "000002" in line
     make_run(tmp_path, last=2)
     assert_same(latest(tmp_path)[0], make_checkpoint(2))
-    assert not aside.exists()
+    assert sorted(path.name for path in half.iterdir()) == ["done", "learner.safetensors", "state.json"]
+
+
+def test_what_a_killed_write_left_is_swept_away(tmp_path):
+    run = make_run(tmp_path)
+    (run / ".initialization.safetensors.1.tmp").write_bytes(b"half")
+    latest(tmp_path)
+    assert not list(run.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("file", ["learner.safetensors", "state.json"])
@@ -173,12 +181,12 @@ def test_publishing_mends_a_damaged_initialization(tmp_path):
 
 def test_describe_says_what_was_passed_over(tmp_path):
     run = make_run(tmp_path, last=2)
-    (run / "checkpoints" / ".000003.tmp").mkdir()
+    (run / "checkpoints" / "000003").mkdir()
     state = describe(run)
     assert (state["meta_step"], state["meta_steps"], state["finished"]) == (2, 3, False)
     assert state["fingerprint"] == fingerprint(make_checkpoint(2).initialization)
     assert state["config_hash"] == config_hash(make_config(tmp_path))
-    assert [".000003.tmp" in line for line in state["ignored"]] == [True]
+    assert ["000003" in line for line in state["ignored"]] == [True]
     assert json.loads(json.dumps(state)) == state
 
 
@@ -237,27 +245,27 @@ def test_rows_of_meta_steps_that_were_not_committed_are_dropped(tmp_path):
     with open_run(make_config(tmp_path)) as run:
         run.append_metrics([row(0, 0), row(0, 1)])
         run.append_metrics([row(1), row(2)])
-        run.forget_metrics_from(1)
-        assert read_metrics(run.path) == [row(0, 0), row(0, 1)]
+        run.forget_metrics(make_checkpoint(1))
+        assert read_metrics(run.url) == [row(0, 0), row(0, 1)]
         run.append_metrics([row(1)])
-        assert read_metrics(run.path) == [row(0, 0), row(0, 1), row(1)]
+        assert read_metrics(run.url) == [row(0, 0), row(0, 1), row(1)]
 
 
 def test_a_metrics_line_that_was_cut_off_is_left_out(tmp_path):
     with open_run(make_config(tmp_path)) as run:
         run.append_metrics([row(0), row(1)])
-        file = run.path / "metrics.jsonl"
+        file = Path(run.url) / "metrics.jsonl"
         file.write_bytes(file.read_bytes()[:-10])
-        assert read_metrics(run.path) == [row(0)]
-        run.forget_metrics_from(1)
+        assert read_metrics(run.url) == [row(0)]
+        run.forget_metrics(make_checkpoint(1))
         run.append_metrics([row(1)])
         assert [json.loads(line) for line in file.read_text().splitlines()] == [row(0), row(1)]
 
 
 def test_a_run_without_metrics_has_no_rows(tmp_path):
     with open_run(make_config(tmp_path)) as run:
-        run.forget_metrics_from(0)
-        assert read_metrics(run.path) == []
+        run.forget_metrics(make_checkpoint(0))
+        assert read_metrics(run.url) == []
 
 
 # Opening a run

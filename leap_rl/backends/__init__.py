@@ -8,28 +8,29 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaStep, TaskReport
-from leap_rl.types import Task, Tensors
+from leap_rl.learner import Checkpoint, MetaStep
+from leap_rl.ledger import TaskReport
+from leap_rl.types import Fault, Task
+
+MAX_ERRORS = 2  # of a task itself: it is deterministic, so once more tells a broken machine from a broken task
 
 
 class Backend(Protocol):
     """One Leap learner, and somewhere to run learning processes."""
 
-    num_workers: int
+    @property
+    def num_workers(self) -> int: ...
 
-    def start_learner(self, checkpoint: Checkpoint) -> None:
-        """Puts the learner where ``checkpoint`` is. Once, before anything else."""
-        ...
+    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault]:
+        """Trains tasks from the checkpoint's initialization, streaming increments to the learner, until it is
+        ready to step. What is under way from an earlier call goes on.
 
-    def run_tasks(self, tasks: Sequence[Task], initialization: Tensors) -> Iterator[TaskReport]:
-        """Trains every task from the initialization, streaming increments to the learner.
-
-        Yields what the learner has of a task each time it has received a segment.
+        Yields a report for each segment that the learner has received, and what went wrong.
         """
         ...
 
     def meta_step(self) -> MetaStep:
-        """Steps the learner once the tasks of the meta-batch are done."""
+        """Steps the learner once it is ready."""
         ...
 
 

@@ -1,9 +1,11 @@
 """Ray actors: one a worker, and one for the Leap learner. The only module that imports Ray.
 
 The initialization goes out once per version, through the object store. Workers stream increments to the
-learner while their tasks run; the driver only says who runs what, and asks the learner what has arrived. A
-worker that dies is replaced, and its task starts again: it is deterministic, so what the learner has received
-already is refused as received.
+learner while their tasks run; the driver only says who runs what, and asks the learner what has arrived.
+
+Anything may die. A worker's task is taken up by another, from its last segment. A lost learner is replaced
+by one at the checkpoint that the driver has committed; whoever takes a task up brings its ledger along. What
+an isolated worker still sends for a task that was given to another is refused by its attempt.
 """
 
 import logging
@@ -11,23 +13,34 @@ import os
 import signal
 import socket
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from leap_rl.backends import MAX_ERRORS
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaLearner, MetaStep, TaskReport
-from leap_rl.processes import run_task
-from leap_rl.types import BadInputError, Increment, LeapRLError, Task, Tensors
+from leap_rl.learner import Checkpoint, MetaLearner, MetaStep
+from leap_rl.ledger import TaskReport
+from leap_rl.run import check_reachable
+from leap_rl.storage import open_storage
+from leap_rl.streaming import TaskStream
+from leap_rl.task_store import TaskStore
+from leap_rl.tasks import longest_first
+from leap_rl.types import BadInputError, Fault, LeapRLError, Place, Task, TaskError, Tensors
 
 CONNECT_SECONDS = 5.0  # for something to answer at ray.address
 POLL_SECONDS = 1.0  # between questions to the learner while tasks run
-MAX_ATTEMPTS = 3  # starts of one task whose workers die, before the run stops
+MAX_LOSSES = 5  # workers that one task may lose without a segment done between, before the run stops
+MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready
 
 
 class Worker:
@@ -37,47 +50,74 @@ class Worker:
         _send_tensors_as_arrays()
         self._config = config
 
-    def run_task(self, task: Task, initialization: Tensors, attempt: int, learner: Any) -> None:
-        """Trains one task, sending its increments to the learner. One is under way while the next is made."""
-        sent = None
-        for increment in run_task(self._config, task, initialization, attempt):
-            if sent is not None:
-                ray.get(sent)
+    def ready(self) -> None:
+        """Raises BadInputError where the run directory cannot be reached from this node."""
+        check_reachable(self._config, ray.util.get_node_ip_address())
+
+    def run_task(self, task: Task, version: int, initialization: Tensors, attempt: int, learner: Any) -> None:
+        """Trains one task from wherever it stands, sending its increments to the learner: one is under way
+        while the next is made. Stops early where the learner has no use for them."""
+        store = TaskStore(open_storage(self._config.run.dir))
+        stream = TaskStream(self._config, store, task, version, initialization, attempt)
+        sent = learner.adopt.remote(stream.ledger)
+        for increment in stream.increments():
+            if not ray.get(sent):
+                return
             sent = learner.receive.remote(increment)
         ray.get(sent)
 
 
 class Learner(MetaLearner):
-    """The Leap learner as an actor: also keeps the reports that the driver has not asked for yet."""
+    """The Leap learner as an actor."""
 
     def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
         _send_tensors_as_arrays()
-        super().__init__(config.meta, checkpoint)
-        self._reports: list[TaskReport] = []
+        super().__init__(config.meta, checkpoint, config.faults.min_tasks)
 
-    def receive(self, increment: Increment) -> None:  # nobody waits for the report
-        report = super().receive(increment)
-        if report:
-            self._reports.append(report)
+    def poll(self, seen: dict[Place, int]) -> tuple[list[TaskReport], bool]:
+        """What the driver wants to know while tasks run."""
+        return self.reports(seen), self.ready()
 
-    def take_reports(self) -> list[TaskReport]:
-        reports, self._reports = self._reports, []
-        return reports
+
+@dataclass
+class _Assignment:
+    """A task that a worker has."""
+
+    worker: Any
+    task: Task
+    heard: float  # when there was news of it, on the monotonic clock
 
 
 class RayBackend:
     """Joins or starts a cluster on entry; on exit stops its actors, and the cluster if it started one."""
 
     def __init__(self, config: Config) -> None:
+        if "://" not in config.run.dir:  # workers have another working directory
+            run = config.run.model_copy(update={"dir": str(Path(config.run.dir).resolve())})
+            config = config.model_copy(update={"run": run})
         self._config = config
-        self.num_workers = config.workers.count
+        self._learner: Any = None
+        self._workers: dict[Any, str | None] = {}  # worker → the node it is bound to, if any
+        self._starting: dict[Any, Any] = {}  # what will be done once it is ready → worker
+        self._idle: list[Any] = []
+        self._running: dict[Any, _Assignment] = {}  # what will be done → who does it
+        self._waiting: deque[Task] = deque()
+        self._given: dict[Place, Task] = {}
+        self._seen: dict[Place, int] = {}  # segments of a task that were reported
+        self._attempts: Counter[Place] = Counter()
+        self._errors: Counter[Place] = Counter()  # raised by a task itself
+        self._losses: Counter[Place] = Counter()  # of workers, since the task's last segment
+        self._failed_starts = 0
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers) - len(self._starting)
 
     def __enter__(self) -> "RayBackend":
         try:
             with _interrupts_held_back():
                 _connect(self._config)
             _check_resources(self._config)
-            self._workers = [self._new_worker() for _ in range(self.num_workers)]
         except BaseException:
             ray.shutdown()
             raise
@@ -86,68 +126,165 @@ class RayBackend:
     def __exit__(self, *_: Any) -> None:
         ray.shutdown()
 
-    def _new_worker(self) -> Any:
-        workers = self._config.workers
-        options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
-        return ray.remote(Worker).options(**options).remote(self._config)
-
-    def start_learner(self, checkpoint: Checkpoint) -> None:
-        self._learner = ray.remote(Learner).options(num_cpus=0).remote(self._config, checkpoint)
-
-    def run_tasks(self, tasks: Sequence[Task], initialization: Tensors) -> Iterator[TaskReport]:
-        version = ray.put(initialization)
-        waiting = deque((task, 0) for task in tasks)  # (task, attempt)
-        idle = list(self._workers)
-        running: dict[Any, tuple[Any, Task, int]] = {}  # what will be done → worker, task, attempt
-        while waiting or running:
-            while waiting and idle:
-                worker, (task, attempt) = idle.pop(), waiting.popleft()
-                running[worker.run_task.remote(task, version, attempt, self._learner)] = (worker, task, attempt)
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
-            for done in ready:
-                worker, task, attempt = running.pop(done)
-                if self._succeeded(done):
-                    idle.append(worker)
-                    continue
-                self._workers[self._workers.index(worker)] = replacement = self._new_worker()
-                idle.append(replacement)
-                if attempt + 1 == MAX_ATTEMPTS:
-                    raise LeapRLError(f"{task}: its worker died {MAX_ATTEMPTS} times")
-                waiting.appendleft((task, attempt + 1))
-            with _clear_errors():
-                reports = ray.get(self._learner.take_reports.remote())
-            yield from reports
-
-    def _succeeded(self, done: Any) -> bool:
-        """Whether a task ended well; False where its worker died. Raises what the task raised."""
-        with _clear_errors():
+    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault]:
+        self._checkpoint, self._version = checkpoint, ray.put(checkpoint.initialization)
+        self._waiting.extend(longest_first([task for task in tasks if task.place not in self._given]))
+        self._given = {task.place: task for task in tasks}
+        if self._learner is None:
+            self._start_learner()
+        while True:
+            self._hire()
+            self._assign()
+            yield from self._collect()
             try:
-                ray.get(done)
-            except RayActorError as error:
-                if isinstance(error, RayTaskError):  # raised in the worker, which lives: it lost the learner
-                    raise
-                return False
-        return True
+                reports, ready = self._ask(self._learner.poll.remote(self._seen))
+            except RayActorError:
+                yield from self._replace_learner()
+                continue
+            for report in reports:
+                place = report.task.place
+                self._seen[place] = report.sequence + 1
+                self._losses[place] = 0
+                for assignment in self._running.values():
+                    if assignment.task.place == place:
+                        assignment.heard = time.monotonic()
+                yield report
+            if ready:
+                return
+            yield from self._watch()
 
     def meta_step(self) -> MetaStep:
-        with _clear_errors():
-            outcome: MetaStep = ray.get(self._learner.step.remote())
-        return outcome
+        while True:
+            try:
+                outcome: MetaStep = self._ask(self._learner.step.remote())
+                return outcome
+            except RayActorError:  # the next learner is given what this one had, and takes the same step
+                for _ in self.run_tasks(list(self._given.values()), self._checkpoint):
+                    pass
 
+    # -------------------------------------------------------------------------------------- workers
 
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Our own errors as they were raised in an actor; a lost learner in one line."""
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, LeapRLError):
-            raise error.cause from None
-        if not isinstance(error, RayActorError):
+    def _hire(self) -> None:
+        """Asks for the workers that are missing. Ray places them when a node has room: nodes may join later."""
+        workers = self._config.workers
+        if workers.per_node is None:
+            wanted: list[str | None] = [None] * workers.count
+        else:
+            nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _fits(node, self._config)]
+            wanted = [node for node in nodes for _ in range(workers.per_node)]
+        missing = Counter(wanted) - Counter(self._workers.values())
+        for node in missing.elements():
+            options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
+            if node:
+                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+            worker = ray.remote(Worker).options(**options).remote(self._config)
+            self._workers[worker] = node
+            self._starting[worker.ready.remote()] = worker
+
+    def _assign(self) -> None:
+        while self._waiting and self._idle:
+            worker, task = self._idle.pop(), self._waiting.popleft()
+            attempt = self._attempts[task.place]
+            self._attempts[task.place] += 1
+            done = worker.run_task.remote(task, self._checkpoint.meta_step, self._version, attempt, self._learner)
+            self._running[done] = _Assignment(worker, task, time.monotonic())
+
+    def _collect(self) -> Iterator[Fault]:
+        """Waits for workers that are ready, done or lost."""
+        pending = [*self._running, *self._starting]
+        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS) if pending else ([], [])
+        for done in ready:
+            if done in self._starting:
+                self._collect_start(done)
+            elif done in self._running:
+                yield from self._collect_task(done)
+
+    def _collect_start(self, done: Any) -> None:
+        worker = self._starting.pop(done)
+        try:
+            self._ask(done)
+        except RayActorError as error:
+            del self._workers[worker]
+            self._failed_starts += 1
+            if self._failed_starts == MAX_FAILED_STARTS:
+                raise LeapRLError(f"{MAX_FAILED_STARTS} workers in a row died at their start: {error}") from error
+        else:
+            self._failed_starts = 0
+            self._idle.append(worker)
+
+    def _collect_task(self, done: Any) -> Iterator[Fault]:
+        assignment = self._running.pop(done)
+        worker, task = assignment.worker, assignment.task
+        try:
+            self._ask(done)
+        except TaskError as error:
+            self._idle.append(worker)
+            self._errors[task.place] += 1
+            if self._errors[task.place] < MAX_ERRORS:
+                self._waiting.appendleft(task)
+                yield Fault(task, f"{error}; tried again, since the machine may be at fault")
+            else:
+                self._learner.drop.remote(task, str(error))
+                yield Fault(task, f"{error}; left out of the meta-batch")
+        except RayActorError as error:
+            self._waiting.appendleft(task)
+            if isinstance(error, RayTaskError):  # raised in the worker, which lives: it lost the learner
+                self._idle.append(worker)
+                return
+            del self._workers[worker]
+            self._starting |= {idle.ready.remote(): idle for idle in self._idle}  # are they on the same node?
+            self._idle = []
+            self._losses[task.place] += 1
+            if self._losses[task.place] == MAX_LOSSES:
+                raise LeapRLError(
+                    f"{task}: {MAX_LOSSES} workers died in segment {self._segment(task)} of it"
+                ) from error
+            yield Fault(task, f"{task}: its worker was lost in segment {self._segment(task)}; another takes it up")
+        else:
+            self._idle.append(worker)
+
+    def _segment(self, task: Task) -> int:
+        return self._seen.get(task.place, 0) + 1
+
+    def _watch(self) -> Iterator[Fault]:
+        """Stops workers of which nothing has been heard for too long."""
+        limit = self._config.faults.segment_timeout
+        for assignment in self._running.values():
+            if time.monotonic() - assignment.heard > limit:
+                assignment.heard = time.monotonic()
+                task = assignment.task
+                ray.kill(assignment.worker)
+                yield Fault(task, f"{task}: no increment for faults.segment_timeout = {limit:g} s; worker stopped")
+
+    # ------------------------------------------------------------------------------------- the learner
+
+    def _start_learner(self) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        learner = ray.remote(Learner).options(num_cpus=0, scheduling_strategy=here)
+        self._learner = learner.remote(self._config, self._checkpoint)
+
+    def _replace_learner(self) -> Iterator[Fault]:
+        """Starts a learner at the last checkpoint. Every task is taken up again: those that are done bring
+        their ledger along, those that run fail at their next increment and come back."""
+        ray.kill(self._learner)  # it may live on an isolated node
+        self._start_learner()
+        running = {assignment.task.place for assignment in self._running.values()}
+        waiting = {task.place for task in self._waiting}
+        again = [task for place, task in self._given.items() if place not in running | waiting]
+        self._waiting.extend(longest_first(again))
+        for task in again:
+            yield Fault(task, f"{task}: the Leap learner was lost; the next one gets what it had of this task")
+
+    def _ask(self, reference: Any) -> Any:
+        """What an actor answers. Our own errors as they were raised there; RayActorError where it was lost."""
+        try:
+            return ray.get(reference, timeout=self._config.faults.segment_timeout)
+        except RayTaskError as error:
+            if isinstance(error.cause, LeapRLError):
+                raise error.cause from None
             raise
-        raise LeapRLError("the Leap learner was lost; the same command continues from the last meta-step") from error
-    except RayActorError as error:
-        raise LeapRLError("the Leap learner was lost; the same command continues from the last meta-step") from error
+        except GetTimeoutError as error:
+            raise RayActorError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
 
 
 def _send_tensors_as_arrays() -> None:
@@ -222,12 +359,26 @@ def _greet(host: str, port: int) -> bool:
     return len(header) == 9 and header[3] == 4
 
 
+def _fits(node: dict[str, Any], config: Config) -> bool:
+    """Whether a node is large enough for a worker."""
+    wanted = {"CPU": config.workers.cpus, "GPU": config.workers.gpus}
+    return all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items() if amount)
+
+
 def _check_resources(config: Config) -> None:
-    """Raises BadInputError where the workers could never all be placed: Ray would wait for ever."""
-    total, workers = ray.cluster_resources(), config.workers
-    for name, each, key in (("CPU", workers.cpus, "cpus"), ("GPU", workers.gpus, "gpus")):
-        if workers.count * each > total.get(name, 0):
-            raise BadInputError(
-                f"workers.count = {workers.count}: with workers.{key} = {each} needs {workers.count * each:g} {name}s; "
-                f"the cluster has {total.get(name, 0):g}"
-            )
+    """Raises BadInputError where not one worker could be placed, or, on this machine, not all of them: Ray
+    would wait for ever. On a cluster the others start when nodes join."""
+    workers = config.workers
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not any(_fits(node, config) for node in nodes):
+        largest = {name: max(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+        raise BadInputError(
+            f"workers.cpus = {workers.cpus}, workers.gpus = {workers.gpus:g}: no node has room for a worker; "
+            f"the largest has {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs"
+        )
+    total = ray.cluster_resources().get("GPU", 0)
+    if config.ray.address == "local" and workers.count * workers.gpus > total:
+        raise BadInputError(
+            f"workers.count = {workers.count}: with workers.gpus = {workers.gpus:g} needs "
+            f"{workers.count * workers.gpus:g} GPUs; this machine has {total:g}"
+        )

@@ -1,9 +1,7 @@
 """Learning processes: whatever walks a path on a task's loss surface. A2C on Atari games so far."""
 
-from collections.abc import Iterator
-
 from leap_rl.config import Config
-from leap_rl.types import Increment, Task, TaskError, Tensors
+from leap_rl.types import LearningProcess, Task, Tensors
 
 
 def initial_parameters(config: Config, seed: int) -> Tensors:
@@ -20,14 +18,15 @@ def resolve(config: Config) -> Config:
     return config.model_copy(update={"precision": resolve_precision(config.precision)})
 
 
-def run_task(config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> Iterator[Increment]:
-    """Trains one task from the initialization, yielding one increment a segment.
-
-    Raises TaskError, which names the task, for whatever the process raises.
-    """
+def start_process(config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> LearningProcess:
+    """The configured process at the start of a task."""
     from leap_rl.processes.a2c.process import A2CProcess
 
-    try:
-        yield from A2CProcess(config, task, initialization, attempt).walk()
-    except Exception as error:
-        raise TaskError(f"{task}: {type(error).__name__}: {error}") from error
+    return A2CProcess(config, task, initialization, attempt)
+
+
+def continue_process(config: Config, task: Task, state: Tensors, attempt: int = 0) -> LearningProcess:
+    """The configured process where ``state()`` was taken, to the same bits."""
+    from leap_rl.processes.a2c.process import A2CProcess
+
+    return A2CProcess.from_state(config, task, state, attempt)

@@ -21,7 +21,8 @@ from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import ActorCritic, meta_learned
 from leap_rl.processes.atari import AtariVector, Step
 from leap_rl.tasks import parse_game
-from leap_rl.types import Increment, IncrementKey, Task, Tensors
+from leap_rl.tensor_files import below
+from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
 
 
 @dataclass
@@ -73,13 +74,15 @@ class A2CProcess:
 
     def walk(self) -> Iterator[Increment]:
         """Trains to the end of the task, yielding one increment a segment. Between two increments
-        :meth:`state` holds everything needed to go on elsewhere."""
+        :meth:`state` holds everything needed to go on elsewhere. Raises TaskError where the path is not finite."""
         length, last_update = self.config.stream.segment_updates, self.config.num_updates
-        while self.num_updates < last_update and not self.path.failed:
+        while self.num_updates < last_update:
             self.update()
             if self.num_updates == last_update:
                 self.path.finish(self.meta_learned)
-            if self.num_updates == last_update or self.num_updates % length == 0 or self.path.failed:
+            if self.path.failed:
+                raise TaskError(f"{self.path.failed} at gradient step {self.num_updates}")
+            if self.num_updates == last_update or self.num_updates % length == 0:
                 yield self._cut_segment((self.num_updates - 1) // length)
 
     def update(self) -> A2CLoss:
@@ -194,8 +197,7 @@ class A2CProcess:
             energy=path.energy,
             num_moves=path.num_moves,
             num_rises=path.num_rises,
-            last=self.num_updates == self.config.num_updates or path.failed is not None,
-            failed=path.failed and f"{path.failed} at gradient step {self.num_updates}",
+            last=self.num_updates == self.config.num_updates,
             meta_gradient={name: value.cpu() for name, value in path.cut().items()},
             statistics=statistics,
         )
@@ -235,8 +237,8 @@ class A2CProcess:
                 _, index, name = key.split("/")
                 optimizer["state"].setdefault(int(index), {})[name] = value.clone()
         process.optimizer.load_state_dict(optimizer)
-        process.envs.load_state(_below(state, "envs/"))
-        process.path.load_state({key: value.to(process.device) for key, value in _below(state, "path/").items()})
+        process.envs.load_state(below(state, "envs/"))
+        process.path.load_state({key: value.to(process.device) for key, value in below(state, "path/").items()})
         process.actions_rng.set_state(state["actions_rng"])
         process.num_updates = int(state["num_updates"])
         process.segment = _Segment(*state["segment"].tolist())
@@ -256,7 +258,3 @@ class A2CProcess:
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:
     assert parameter.grad is not None, "every parameter takes part in the loss"
     return parameter.grad
-
-
-def _below(state: Tensors, prefix: str) -> Tensors:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
