@@ -173,7 +173,7 @@ class Monitor:
         disappears from TensorBoard."""
         if name not in self._writers:
             directory = name.replace(":", "_").replace(",", "_").replace("=", "")
-            self._writers[name] = SummaryWriter(f"{self._run.tensorboard}/{directory}", purge_step=purge_step)
+            self._writers[name] = SummaryWriter(str(self._run.tensorboard / directory), purge_step=purge_step)
         return self._writers[name]
 
     def _say(self, text: str) -> None:

@@ -15,6 +15,8 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +34,8 @@ from leap_rl.task_store import TaskStore
 from leap_rl.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.types import BadInputError, Tensors
 
-CONFIG, INITIALIZATION, METRICS, CHECKPOINTS = (
-    "config.yaml", "initialization.safetensors", "metrics.jsonl", "checkpoints",
+CONFIG, INITIALIZATION, METRICS, CHECKPOINTS, TENSORBOARD = (
+    "config.yaml", "initialization.safetensors", "metrics.jsonl", "checkpoints", "tensorboard",
 )  # fmt: skip
 
 
@@ -54,9 +56,10 @@ class RunDirectory:
         self.config = config
         self.url = storage.url
         self.tasks = TaskStore(storage)
-        self.tensorboard = f"{self.url}/tensorboard"
         self._storage = storage
         self._lock = lock
+        self._rows: list[Mapping[str, Any]] = []  # of metrics.jsonl, where one row at a time would cost too much
+        self._events: Path | None = None  # event files on their way to an object store
 
     @classmethod
     def open(cls, config: Config) -> "RunDirectory":
@@ -74,12 +77,19 @@ class RunDirectory:
         return cls(config, storage, lock)
 
     def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        """Hands in what is still held back, and unlocks."""
+        try:
+            self.flush()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+            if self._events is not None:
+                shutil.rmtree(self._events, ignore_errors=True)
 
     def commit(self, checkpoint: Checkpoint, progress: Progress) -> None:
         """Makes a meta-step durable: a checkpoint first, then ``initialization.safetensors``. Then forgets the
         tasks that it averaged, and old checkpoints."""
+        self.flush()
         folder = f"{CHECKPOINTS}/{checkpoint.meta_step:06d}"
         self._storage.remove(folder)
         tensors = {f"initialization/{name}": value for name, value in checkpoint.initialization.items()}
@@ -148,8 +158,29 @@ class RunDirectory:
         return None, Progress(), ignored
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows to ``metrics.jsonl``: at once on a local path, with the next commit in an object store."""
+        self._rows.extend(rows)
+        if isinstance(self._storage, LocalStorage):
+            self.flush()
+
+    @property
+    def tensorboard(self) -> Path:
+        """The local folder for event files: the run's own, or one that :meth:`flush` copies to an object store."""
+        if isinstance(self._storage, LocalStorage):
+            return self._storage.path / TENSORBOARD
+        if self._events is None:
+            self._events = Path(tempfile.mkdtemp(prefix="leap_rl-"))
+        return self._events
+
+    def flush(self) -> None:
+        """Hands in rows and, to an object store, event files."""
+        rows, self._rows = self._rows, []
         if rows:
-            self._storage.append(METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            self._storage.append(METRICS, _jsonl(rows))
+        if self._events is not None:
+            for file in self._events.rglob("*.tfevents.*"):
+                name = f"{TENSORBOARD}/{file.relative_to(self._events).as_posix()}"
+                self._storage.write(name, file.read_bytes())
 
     def forget_metrics(self, checkpoint: Checkpoint) -> None:
         """Drops rows of tasks and meta-steps that ``checkpoint`` has not averaged: they come again."""
@@ -158,7 +189,7 @@ class RunDirectory:
             row for row in _metrics(self._storage)
             if row["meta_step"] < checkpoint.meta_step and (row["meta_step"], row.get("slot")) not in due_places
         ]  # fmt: skip
-        self._storage.write(METRICS, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._storage.write(METRICS, _jsonl(kept))
 
 
 @contextmanager
@@ -195,6 +226,10 @@ def read_config(storage: Storage) -> Config:
 def read_metrics(url: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``; a line that a crash cut short is left out."""
     return _metrics(open_storage(str(url)))
+
+
+def _jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _metrics(storage: Storage) -> list[dict[str, Any]]:

@@ -15,18 +15,17 @@ from leap_rl.types import Increment, Task, TaskError, Tensors
 class TaskStream:
     """A task being trained: its ledger so far, and the increments that are still to come.
 
-    Takes up what is saved of the task, or starts it from the initialization of ``version``. An attempt counts
-    on from the one that was saved, so that no two that could meet are equal.
+    Takes up what is saved of the task, or starts it from the initialization of ``version``. ``attempt`` is how
+    often the caller had it taken up before; it counts on from the one that was saved, so that of two that meet
+    the later one is the higher.
     """
 
     def __init__(
         self, config: Config, store: TaskStore, task: Task, version: int, initialization: Tensors, attempt: int = 0
     ) -> None:
         saved = store.load(task)
-        if saved:
-            attempt = max(attempt, saved.ledger.attempt + 1)
         self.ledger = saved.ledger if saved else Ledger(task, version)
-        self.ledger.attempt = attempt
+        self.ledger.attempt = attempt + (saved.ledger.attempt + 1 if saved else 0)
         self._config, self._store, self._task, self._initialization = config, store, task, initialization
         self._saved = saved
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -192,7 +193,7 @@ class RayBackend:
     def _collect(self) -> Iterator[Fault]:
         """Waits for workers that are ready, done or lost."""
         pending = [*self._running, *self._starting]
-        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS) if pending else ([], [])
+        ready, _ = ray.wait(pending, timeout=POLL_SECONDS) if pending else ([], [])
         for done in ready:
             if done in self._starting:
                 self._collect_start(done)
@@ -290,11 +291,18 @@ class RayBackend:
 def _send_tensors_as_arrays() -> None:
     """Tensors leave this process through Ray as NumPy arrays, which Ray moves without pickling their bytes:
     several times faster than torch's own pickling. What arrives is a copy, since the store is read-only."""
-    ray.util.register_serializer(
-        torch.Tensor,
-        serializer=lambda tensor: tensor.detach().cpu().numpy(),
-        deserializer=lambda array: torch.from_numpy(array.copy()),
-    )
+    ray.util.register_serializer(torch.Tensor, serializer=_to_array, deserializer=_from_array)
+
+
+def _to_array(tensor: torch.Tensor) -> tuple[NDArray[Any], torch.dtype]:
+    tensor = tensor.detach().cpu()
+    as_bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bf16
+    return as_bits.numpy(), tensor.dtype
+
+
+def _from_array(message: tuple[NDArray[Any], torch.dtype]) -> torch.Tensor:
+    array, dtype = message
+    return torch.from_numpy(array.copy()).view(dtype)
 
 
 @contextmanager
