@@ -1,0 +1,168 @@
+"""One task, made durable segment by segment, and taken up by others; on a real game."""
+
+import dataclasses
+import os
+from itertools import islice
+
+import pytest
+import torch
+
+from leap_rl.ledger import Ledger
+from leap_rl.processes import initial_parameters
+from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.storage import open_storage
+from leap_rl.streaming import TaskStream
+from leap_rl.task_store import SavedTask, TaskStore
+from leap_rl.types import StorageError, Task, TaskError
+from tests.helpers import tiny_config
+
+TASK = Task(meta_step=3, slot=1, name="space_invaders", seed=11)
+SEGMENTS = 3  # of tiny_config: 10, 10 and 4 gradient steps
+FOLDER = "tasks/000003-01"
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(str(tmp_path))
+
+
+def take_up(storage, config, attempt=0, version=3, task=TASK):
+    return TaskStream(config, TaskStore(storage), task, version, initial_parameters(config, seed=5), attempt)
+
+
+def without_time(report):
+    """A report without seconds and attempt: what must be equal however often a task was taken up."""
+    statistics = {name: value for name, value in report.statistics.items() if name != "seconds"}
+    segment = {name: value for name, value in report.segment.items() if name != "seconds"}
+    return dataclasses.replace(report, statistics=statistics, segment=segment, attempt=0)
+
+
+def assert_same_ledger(ours, theirs):
+    assert [without_time(report) for report in ours.reports] == [without_time(report) for report in theirs.reports]
+    assert ours.total.keys() == theirs.total.keys()
+    for name, value in theirs.total.items():
+        assert torch.equal(ours.total[name], value), name
+
+
+PLAIN = tiny_config()
+INT8 = tiny_config(**{"stream.compression": "int8"})  # what is kept back must be taken up as well
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Compression → the ledger of the task, trained in one go."""
+    ledgers = {}
+    for config in (PLAIN, INT8):
+        stream = take_up(open_storage(str(tmp_path_factory.mktemp("whole"))), config)
+        list(stream.increments())
+        ledgers[config.stream.compression] = stream.ledger
+    return ledgers
+
+
+def test_every_segment_is_durable_before_it_is_handed_out(storage):
+    stream = take_up(storage, PLAIN)
+    for sequence, increment in enumerate(stream.increments()):
+        assert (increment.key.sequence, increment.last) == (sequence, sequence == SEGMENTS - 1)
+        saved = TaskStore(storage).load(TASK)
+        assert_same_ledger(saved.ledger, stream.ledger)
+        assert saved.ledger.next_sequence == sequence + 1
+        assert bool(saved.state) is not increment.last, "the state of a task that is done is not kept"
+        assert storage.names(FOLDER) == [f"{sequence + 1:06d}.safetensors"], "only the newest is kept"
+    assert stream.ledger.done
+
+
+def test_a_stream_is_the_walk_of_its_process(whole):
+    process = A2CProcess(PLAIN, TASK, initial_parameters(PLAIN, seed=5))
+    ledger = Ledger(TASK, version=3)
+    for increment in process.walk():
+        size = sum(value.nbytes for value in increment.meta_gradient.values())
+        ledger.receive(dataclasses.replace(increment, statistics=increment.statistics | {"increment_bytes": size}))
+    assert_same_ledger(whole["none"], ledger)
+
+
+@pytest.mark.parametrize(("config", "losses"), [(PLAIN, [1, 1]), (PLAIN, [0, 2, 0]), (INT8, [1, 1])])
+def test_a_task_that_is_taken_up_again_and_again_ends_in_the_same_bits(storage, whole, config, losses):
+    """``losses``: how many segments each worker does before it is lost in the next one."""
+    done = []
+    for attempt, segments in enumerate(losses):
+        stream = take_up(storage, config, attempt)
+        done += islice(stream.increments(), segments)
+    last = take_up(storage, config, len(losses))
+    done += last.increments()
+    assert [increment.key.sequence for increment in done] == list(range(SEGMENTS)), "no segment is done twice"
+    assert_same_ledger(last.ledger, whole[config.stream.compression])
+
+
+def test_attempts_rise_whoever_saved_last(storage):
+    """A worker may be lost before it saves anything: the next is told so by its caller."""
+    attempts = []
+    for attempt, segments in enumerate([1, 0, 0, 1, 0]):
+        stream = take_up(storage, PLAIN, attempt)
+        attempts.append(stream.ledger.attempt)
+        list(islice(stream.increments(), segments))
+    assert attempts == sorted(set(attempts)), "strictly rising"
+    restarted = take_up(storage, PLAIN)  # by a driver that knows of none of them
+    assert restarted.ledger.attempt > max(report.attempt for report in restarted.ledger.reports)
+
+
+def test_a_task_that_is_done_has_nothing_to_come(storage):
+    list(take_up(storage, PLAIN).increments())
+    again = take_up(storage, PLAIN, 1)
+    assert again.ledger.done
+    assert list(again.increments()) == []
+
+
+def test_an_isolated_worker_that_lives_on_does_no_harm(storage, whole):
+    """It saves the same segments again, late: whoever reads finds one of two equal states."""
+    isolated = take_up(storage, PLAIN).increments()
+    next(isolated)
+    successor = take_up(storage, PLAIN, 1).increments()
+    next(successor)
+    next(isolated)
+    next(successor)
+    list(isolated)
+    assert_same_ledger(take_up(storage, PLAIN, 2).ledger, whole["none"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+def test_a_damaged_state_is_not_used(storage, tmp_path, damage):
+    list(islice(take_up(storage, PLAIN).increments(), 2))
+    file = tmp_path / FOLDER / "000002.safetensors"
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.write_bytes(b"no safetensors" if damage == "foreign" else b"")
+    assert TaskStore(storage).load(TASK) is None, "and nothing older is kept: the task starts again"
+
+
+def test_a_state_of_another_task_is_not_used(storage):
+    list(islice(take_up(storage, PLAIN).increments(), 1))
+    other = dataclasses.replace(TASK, seed=12)
+    assert TaskStore(storage).load(other) is None
+
+
+def test_only_what_is_under_way_is_kept(storage):
+    store = TaskStore(storage)
+    for slot in range(3):
+        store.save(SavedTask(Ledger(Task(0, slot, "pong", 1), version=0), {}, {}))
+    store.forget_all_but([(0, 1), (1, 0)])
+    assert storage.names("tasks") == ["000000-01"]
+
+
+def test_what_a_process_raises_names_the_task(storage):
+    hot = tiny_config(**{"agent.lr": 1e30})
+    with pytest.raises(TaskError, match=r"^space_invaders \(meta-step 3, slot 1\): non-finite .* at gradient step \d$"):
+        list(take_up(storage, hot).increments())
+    assert TaskStore(storage).load(TASK) is None
+
+    with pytest.raises(TaskError, match=r"slot 1\): ValueError: the initialization does not fit"):
+        list(TaskStream(PLAIN, TaskStore(storage), TASK, 3, {"encoder.x": torch.zeros(1)}).increments())
+
+
+def test_storage_that_fails_is_not_the_tasks_fault(storage, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        list(take_up(storage, PLAIN).increments())
