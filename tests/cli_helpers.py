@@ -74,6 +74,11 @@ def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+def find_process(leader: int, title: str) -> list[int]:
+    """Processes of a session whose title begins so, e.g. ``ray::Learner``."""
+    return [pid for pid, found in session(leader).items() if found.startswith(title)]
+
+
 def environment() -> dict[str, str]:
     """Ours without Ray's settings, so that a run meets what a newcomer's does. Actors are as nice as we are, and a
     process that is aborted says where it was."""
@@ -81,21 +86,26 @@ def environment() -> dict[str, str]:
     return ours | {"RAY_worker_niceness": "0", "PYTHONFAULTHANDLER": "1"}
 
 
-def start(*arguments: str | Path, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
-    """``leap-rl`` in a session of its own, where Ctrl-C works even if whoever started the tests ignores it."""
+def start(
+    *arguments: str | Path, stdout: Any, stderr: Any, extra: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """``leap-rl`` in a session of its own, where Ctrl-C works even if whoever started the tests ignores it.
+    ``extra``: environment variables beside ours."""
     return subprocess.Popen(
         [sys.executable, "-m", "leap_rl.cli", *map(str, arguments)],
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,
-        env=environment(),
+        env=environment() | dict(extra or {}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def cli(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: str | Path, timeout: float = 180, extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs ``leap-rl`` to its end, and leaves no process behind."""
-    process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, extra=extra)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
