@@ -28,6 +28,10 @@ What the equation leaves open, and what is done here:
   ``failed``. What is recorded after that is ignored.
 * The share −Δθⁱ of the energy telescopes, so it is taken as the difference of the path's two ends: one
   rounding instead of K, and Reptile's identity holds to the last bit.
+* Where every step has a batch of its own, f(ψⁱ⁺¹) and f(ψⁱ) are losses of two batches, and most of their
+  difference may be chance. ``loss_difference="paired"`` takes both on batch i instead: after the step,
+  ``land(parameters, loss)`` is given the loss of the same batch there. Every move then has an honest Δf, the last
+  one too; the path is no polyline, since a point has one loss as an end and another as a start.
 * Only the tensors that are given enter Δθ, ∇f and the norm: what is not meta-learned is not recorded.
 """
 
@@ -39,6 +43,7 @@ import torch
 from torch import Tensor
 
 Metric = Literal["energy", "length"]
+LossDifference = Literal["successive", "paired"]
 
 
 class PathAccumulator:
@@ -53,12 +58,19 @@ class PathAccumulator:
     computed in the dtype and on the device that is given (float64 in, float64 out).
     """
 
-    def __init__(self, metric: Metric = "energy", use_loss: bool = True, stabilizer: bool = True) -> None:
+    def __init__(
+        self,
+        metric: Metric = "energy",
+        use_loss: bool = True,
+        stabilizer: bool = True,
+        loss_difference: LossDifference = "successive",
+    ) -> None:
         if metric not in ("energy", "length"):
             raise ValueError(f"metric must be 'energy' or 'length', not {metric!r}")
         self.metric = metric
         self.use_loss = use_loss
         self.stabilizer = stabilizer
+        self.paired = loss_difference == "paired"
         self.failed: str | None = None  # why the path contributes nothing, or None
         self.finished = False
         self._point: dict[str, Tensor] = {}  # ψⁱ, the newest point
@@ -98,7 +110,7 @@ class PathAccumulator:
             self._fail("non-finite loss")
         elif not _all_finite(gradients):
             self._fail("non-finite gradient")
-        elif not first:
+        elif not first and not self.paired:
             self._advance(parameters, loss)
         elif not _all_finite(parameters):
             self._fail("non-finite parameter")
@@ -114,6 +126,22 @@ class PathAccumulator:
                     self._gradient[name] = value.detach().clone()
 
     @torch.no_grad()
+    def land(self, parameters: Mapping[str, Tensor], loss: float | Tensor) -> None:
+        """Ends the move from the newest point at ``parameters``. ``loss`` is there what :meth:`record` was given at
+        its start: of the same batch. Only where the loss difference is paired, and then once after each record."""
+        if not self.paired or not self._point or self.finished:
+            raise RuntimeError("land() is for paired loss differences, after record() and before finish()")
+        self._check("parameters", parameters, self._point)
+        if self.failed:
+            return
+        if not math.isfinite(_number(loss)):
+            self._fail("non-finite loss")
+        elif not _all_finite(parameters):
+            self._fail("non-finite parameter")
+        else:
+            self._advance(parameters, _number(loss))
+
+    @torch.no_grad()
     def finish(self, parameters: Mapping[str, Tensor] | None = None, loss: float | Tensor | None = None) -> None:
         """Closes the path. ``parameters`` is where the optimizer's last move ended.
 
@@ -121,7 +149,7 @@ class PathAccumulator:
         given; otherwise it is left out (see the head of this module).
         """
         self.finished = True
-        if parameters is None or self.failed or not self._point:
+        if parameters is None or self.failed or self.paired or not self._point:
             return
         self._check("parameters", parameters, self._point)
         if not _all_finite(parameters):
@@ -154,16 +182,19 @@ class PathAccumulator:
 
     def _advance(self, parameters: Mapping[str, Tensor], loss: float) -> None:
         """Adds the move from the newest point to (``parameters``, ``loss``)."""
+        if self.metric == "energy" and not self._start:  # −Δθ telescopes: see increment()
+            self._start = {name: value.clone() for name, value in self._point.items()}
         squared_norm = 0.0
-        for name, point in self._point.items():
+        for name, point in self._point.items():  # all of one tensor before the next: it is in the cache
             if name not in self._move:
                 self._move[name] = torch.empty_like(point)
             squared_norm += _squared_norm(torch.sub(parameters[name], point, out=self._move[name]))
+            point.copy_(parameters[name])
         loss_change = loss - self._loss if self.use_loss else 0.0
         squared_norm += loss_change * loss_change
         if not math.isfinite(squared_norm):
             self._fail("non-finite parameter")
-        elif abs(loss_change) > min(torch.finfo(point.dtype).max for point in self._point.values()):
+        elif abs(loss_change) > min(torch.finfo(dtype).max for dtype in {p.dtype for p in self._point.values()}):
             self._fail("non-finite loss")  # in the dtype of the parameters
         if self.failed:
             return
@@ -175,14 +206,11 @@ class PathAccumulator:
         self.num_rises += loss_change > 0
         if self.stabilizer and loss_change > 0:
             loss_change = -loss_change
-        if self.metric == "energy":  # −Δθ telescopes: see increment()
-            self._start = self._start or {name: value.clone() for name, value in self._point.items()}
+        if self.metric == "energy":
             self._add(self._gradient, -loss_change)
         elif norm > 0:
             self._add(self._move, -1 / norm)
             self._add(self._gradient, -loss_change / norm)
-        for name, point in self._point.items():
-            point.copy_(parameters[name])
 
     def _add(self, direction: Mapping[str, Tensor], weight: float) -> None:
         for name, value in direction.items():  # empty for ∇f without the loss term
@@ -247,4 +275,4 @@ def _all_finite(values: Mapping[str, Tensor]) -> bool:
 
 def _is_finite(value: Tensor) -> bool:
     """Whether every element is finite. A finite sum proves it in one cheap pass; only an overflow does not."""
-    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+    return math.isfinite(value.sum()) or bool(torch.isfinite(value).all())

@@ -18,6 +18,7 @@ from leap_rl.processes.a2c.loss import a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import ActorCritic, initial_parameters
 from leap_rl.processes.a2c.process import A2CProcess
 from leap_rl.processes.atari import Step
+from leap_rl.run import fingerprint
 from leap_rl.types import Increment, Task, TaskError
 from tests.helpers import another_process, tiny_config
 
@@ -308,6 +309,16 @@ def test_the_initialization_is_the_generators_and_orthogonal() -> None:
         rows = value.flatten(1)
         gain = gains[name.partition(".")[0]]
         torch.testing.assert_close(rows @ rows.T, gain * torch.eye(len(rows)), rtol=0, atol=1e-5 * gain)
+
+
+def test_the_initialization_does_not_depend_on_the_number_of_threads() -> None:
+    """Orthogonal weights come from a QR decomposition, whose last bits do."""
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        found.append(fingerprint(initial_parameters(tiny_config(), seed=5)))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1]
 
 
 def test_what_is_meta_learned_is_the_encoder_or_all() -> None:

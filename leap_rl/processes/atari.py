@@ -66,9 +66,11 @@ class AtariVector:
         grey, size = config.color == "grey", config.screen_size
         screen = first.getScreenDims() if grey else (*first.getScreenDims(), 3)
         self._frames = np.zeros((num_envs, 2, *screen), np.uint8)  # the last two raw frames
-        self._resized = np.zeros((num_envs, size, size) if grey else (num_envs, size, size, 3), np.uint8)
+        self._shrinkers = [_Shrinker(screen, size) for _ in range(num_envs)]
         self._channels = 1 if grey else 3
-        self.observations = np.zeros((num_envs, self._channels * config.frame_stack, size, size), np.uint8)
+        # Channels-last in memory: the layout that convolutions are fast in.
+        self._stacks = np.zeros((num_envs, size, size, self._channels * config.frame_stack), np.uint8)
+        self.observations = self._stacks.transpose(0, 3, 1, 2)
         self._scores = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
         self._lives = np.zeros(num_envs, np.int64)
@@ -134,20 +136,20 @@ class AtariVector:
 
     def _act(self, envs: Iterable[int], played: NDArray[np.int64], rewards: NDArray[Any], frames: NDArray[Any]) -> None:
         """Plays ``frame_skip`` frames in each environment and pushes the frame that results."""
-        skip = self.config.frame_skip
+        skip, limit = self.config.frame_skip, self.config.max_episode_frames
         for env in envs:
             emulator = self._emulators[env]
+            before = emulator.getEpisodeFrameNumber()
+            allowed = played[env, : limit - before].tolist()  # the frames that the frame limit leaves
+            first_shown = min(skip - 2, len(allowed) - 1)
             reward, captured = 0, 0
-            for frame, action in enumerate(played[env].tolist()):
-                reward += emulator.act(action)
-                frames[env] += 1
-                ended = emulator.game_over(with_truncation=False) or self._out_of_frames(emulator)
-                if frame >= skip - 2 or ended:
+            for frame, action in enumerate(allowed):
+                reward += emulator.act(action)  # nothing happens, and the screen stays, where the game is over
+                if frame >= first_shown:
                     self._capture(env, captured)
                     captured += 1
-                if ended:
-                    break
             rewards[env] = reward
+            frames[env] = emulator.getEpisodeFrameNumber() - before
             self._push_frame(env, captured)
 
     def _out_of_frames(self, emulator: ale_py.ALEInterface) -> bool:
@@ -159,11 +161,12 @@ class AtariVector:
 
     def _push_frame(self, env: int, captured: int) -> None:
         """Maximum of the captured frames → resize → newest frame of the stack."""
-        frames, resized, stack = self._frames[env], self._resized[env], self.observations[env]
-        newest = np.maximum(frames[0], frames[1], out=frames[0]) if captured == 2 else frames[0]
-        cv2.resize(newest, resized.shape[:2], dst=resized, interpolation=cv2.INTER_AREA)
-        stack[: -self._channels] = stack[self._channels :]
-        stack[-self._channels :] = resized if self._channels == 1 else resized.transpose(2, 0, 1)
+        first, second = self._frames[env]
+        resized = self._shrinkers[env].shrink(np.maximum(first, second, out=first) if captured == 2 else first)
+        stack, depth = self._stacks[env], self._channels
+        flat = stack.reshape(-1)
+        flat[:-depth] = flat[depth:]  # every pixel's channels move up; the last of each are written next
+        stack[..., -depth:] = resized.reshape(*stack.shape[:2], depth)
 
     def _new_game(self, env: int) -> None:
         emulator = self._emulators[env]
@@ -210,6 +213,40 @@ class AtariVector:
             snapshot = ale_py.ALEState.__new__(ale_py.ALEState)
             snapshot.__setstate__(state[f"emulator/{env:04d}"].numpy().tobytes())  # type: ignore[arg-type]
             emulator.restoreState(snapshot)
+
+
+class _Shrinker:
+    """cv2.resize by area to the same bits, of what has changed since the last frame only.
+
+    Where height / size is a fraction p / q that floating point holds exactly (210 / 84 = 5 / 2), every p rows of a
+    frame become q rows of the result by themselves, with the same weights: only groups of p rows that changed are
+    resized. Elsewhere weights are rounded differently from group to group, and the whole frame is one group.
+    """
+
+    def __init__(self, screen: tuple[int, ...], size: int) -> None:
+        rows, rows_out = (1 / (size / screen[0])).as_integer_ratio()  # the scale as cv2 computes it
+        if size % rows_out:
+            rows, rows_out = screen[0], size
+        num_groups = size // rows_out
+        self._last = np.zeros((num_groups, rows, *screen[1:]), np.uint8)
+        self._result = np.zeros((num_groups, rows_out, size, *screen[2:]), np.uint8)
+
+    def shrink(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """[height, width] or [height, width, 3] → [size, size] or [size, size, 3], valid until the next call."""
+        last, result = self._last, self._result
+        groups = frame.reshape(last.shape)
+        # The screen is 160 wide: rows are whole words of 8 bytes.
+        words, last_words = (array.reshape(len(last), -1).view(np.uint64) for array in (groups, last))
+        changed = (words != last_words).any(axis=1).nonzero()[0]
+        if len(changed):
+            strip = groups[changed]
+            last[changed] = strip
+            _, rows_out, size, *channels = result.shape
+            strip = cv2.resize(
+                strip.reshape(-1, *frame.shape[1:]), (size, len(changed) * rows_out), interpolation=cv2.INTER_AREA
+            )
+            result[changed] = strip.reshape(len(changed), rows_out, size, *channels)
+        return result.reshape(-1, *result.shape[2:])
 
 
 def _open(game: Game, seed: int) -> ale_py.ALEInterface:

@@ -33,16 +33,25 @@ def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Ten
 
 
 def a2c_loss(
-    logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor, value_cost: float, entropy_cost: float
+    logits: Tensor,
+    values: Tensor,
+    actions: Tensor,
+    returns: Tensor,
+    value_cost: float,
+    entropy_cost: float,
+    held_values: Tensor | None = None,
 ) -> A2CLoss:
     """``logits`` [T, B, A], ``values`` [T, B], ``actions`` int64 [T, B], ``returns`` [T, B].
 
-    No gradient flows through the returns, nor through the advantage of the policy term.
+    No gradient flows through the returns, nor through the advantage of the policy term: the loss whose gradient
+    this is holds both. ``held_values`` [T, B] evaluates that loss elsewhere: they are the values at the point
+    where the gradient was taken, from which the advantages are.
     """
     log_probabilities = torch.log_softmax(logits, dim=-1)
     chosen = log_probabilities.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
     advantages = returns.detach() - values
-    policy = -(advantages.detach() * chosen).mean()
+    held_advantages = advantages.detach() if held_values is None else returns - held_values
+    policy = -(held_advantages * chosen).mean()
     value = advantages.square().mean()
     entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
     return A2CLoss(policy + value_cost * value - entropy_cost * entropy, policy, value, entropy)

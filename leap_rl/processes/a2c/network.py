@@ -4,6 +4,7 @@ The encoder is what Leap meta-learns in the paper's Atari experiment; the heads 
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,22 @@ from leap_rl.config import Config
 from leap_rl.types import Tensors
 
 
+class Activations(NamedTuple):
+    """What the encoder computes of N observations, layer by layer: all that its gradient needs."""
+
+    inputs: Tensor  # [N, C, H, W], 0..255 in the compute dtype
+    conv1: Tensor  # [N, 16, H', W']
+    conv2: Tensor  # [N, 32, H'', W'']
+    features: Tensor  # [N, 256]
+
+
 class Encoder(nn.Module):
-    """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each."""
+    """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each.
+
+    Parameters are kept in float32 and rounded to ``compute_dtype`` where they are used (:meth:`weights`), once
+    for all passes between two optimizer steps. The gradient is written out, so that the passes of an unroll,
+    each over few observations, are differentiated as one batch. Images are channels-last: the fast layout.
+    """
 
     def __init__(self, num_channels: int, screen_size: int, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -25,24 +40,68 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(32 * side * side, 256)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] → float32 [B, 256].
+        """uint8 [N, C, H, W] → float32 [N, 256], differentiable in the parameters."""
+        return _Encode.apply(self, observations, *self.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
-        Weights are kept in float32 and rounded to ``compute_dtype`` where they are used, so gradients are
-        summed in float32. Both dtypes hold 0..255 exactly; the scale 1/255 is folded into the first weights.
-        """
-        dtype = self.compute_dtype
-        x = observations.to(dtype)
-        if dtype == torch.float32:  # 4 contiguous channels would take a slow kernel (docs/performance.md)
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = F.relu(F.conv2d(x, (self.conv1.weight / 255).to(dtype), _bias(self.conv1, dtype), stride=4))
-        x = F.relu(F.conv2d(x, self.conv2.weight.to(dtype), _bias(self.conv2, dtype), stride=2))
-        x = F.relu(F.linear(x.flatten(1), self.linear.weight.to(dtype), _bias(self.linear, dtype)))
-        return x.float()
+    @torch.no_grad()
+    def weights(self) -> list[Tensor]:
+        """The parameters in the compute dtype. Pixels stay 0..255, which both dtypes hold exactly: the scale
+        1/255 is folded into the first weights."""
+        scaled = [self.conv1.weight / 255, *list(self.parameters())[1:]]
+        images = torch.channels_last
+        return [
+            w.to(self.compute_dtype, memory_format=images if w.ndim == 4 else torch.preserve_format) for w in scaled
+        ]
+
+    @torch.no_grad()
+    def activations(self, observations: Tensor, weights: list[Tensor]) -> Activations:
+        """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU."""
+        weight1, bias1, weight2, bias2, weight3, bias3 = weights
+        inputs = observations.to(self.compute_dtype, memory_format=torch.channels_last)
+        conv1 = F.conv2d(inputs, weight1, bias1, stride=4).relu_()
+        conv2 = F.conv2d(conv1, weight2, bias2, stride=2).relu_()
+        return Activations(inputs, conv1, conv2, F.linear(conv2.flatten(1), weight3, bias3).relu_())
+
+    @torch.no_grad()
+    def gradients(self, activations: Activations, weights: list[Tensor], gradient: Tensor) -> list[Tensor]:
+        """That of each of ``parameters()``, given ``gradient`` [N, 256], that of the features."""
+        inputs, conv1, conv2, features = activations
+        weight1, _, weight2, _, weight3, _ = weights
+        gradient = _through_relu(gradient.to(self.compute_dtype), features)
+        of_weight3, of_bias3 = gradient.t() @ conv2.flatten(1), gradient.sum(0)
+        gradient = _through_relu((gradient @ weight3).view(conv2.shape), conv2)
+        gradient, of_weight2, of_bias2 = _of_convolution(gradient, conv1, weight2, stride=2)
+        gradient = _through_relu(gradient, conv1)
+        _, of_weight1, of_bias1 = _of_convolution(gradient, inputs, weight1, stride=4, of_input=False)
+        return [of_weight1 / 255, of_bias1, of_weight2, of_bias2, of_weight3, of_bias3]
 
 
-def _bias(layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias.to(dtype)
+def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]
+
+
+def _of_convolution(
+    gradient: Tensor, inputs: Tensor, weight: Tensor, stride: int, of_input: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a convolution's input, weight and bias, given that of its output."""
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        gradient, inputs, weight, [len(weight)], [stride, stride], [0, 0], [1, 1], False, [0, 0], 1,
+        [of_input, True, True],
+    )  # fmt: skip
+
+
+class _Encode(torch.autograd.Function):
+    """Ties the encoder's own gradient to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, encoder: Encoder, observations: Tensor, *_parameters: Tensor) -> Tensor:
+        ctx.encoder, ctx.weights = encoder, encoder.weights()
+        ctx.activations = encoder.activations(observations, ctx.weights)
+        return ctx.activations.features.float()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return None, None, *ctx.encoder.gradients(ctx.activations, ctx.weights, gradient)
 
 
 class ActorCritic(nn.Module):
@@ -58,7 +117,10 @@ class ActorCritic(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, C, H, W] → logits [B, num_actions], values [B]."""
-        features = self.encoder(observations)
+        return self.heads(self.encoder(observations))
+
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [N, 256] → logits [N, num_actions], values [N]."""
         return self.policy(features), self.value(features).squeeze(-1)
 
     @torch.no_grad()
@@ -73,6 +135,19 @@ class ActorCritic(nn.Module):
                 nn.init.orthogonal_(parameter, gain, generator=generator)
 
 
+def flatten(module: nn.Module) -> nn.Parameter:
+    """Lays a module's parameters out as views of one vector, in their order, and their gradients as views of its
+    gradient: what is done to all of them is then one operation."""
+    parameters = list(module.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    values, gradients = torch.split(flat.data, sizes), torch.split(flat.grad, sizes)
+    for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
+        parameter.data, parameter.grad = value.view_as(parameter), gradient.view_as(parameter)
+    return flat
+
+
 def meta_learned(config: Config, network: ActorCritic) -> dict[str, nn.Parameter]:
     """The parameters that Leap sees: the encoder's, or all (``meta.parameters``)."""
     return {
@@ -84,6 +159,7 @@ def meta_learned(config: Config, network: ActorCritic) -> dict[str, nn.Parameter
 
 def initial_parameters(config: Config, seed: int) -> Tensors:
     """A fresh shared initialization: name → float32 tensor of what is meta-learned."""
+    torch.set_num_threads(1)  # a QR decomposition gives other bits with more
     network = ActorCritic(config, num_actions=18)  # heads enter only with meta.parameters = all: 18 actions
     network.initialize(torch.Generator().manual_seed(seed))
     return {name: parameter.detach().clone() for name, parameter in meta_learned(config, network).items()}

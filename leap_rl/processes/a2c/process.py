@@ -3,26 +3,30 @@
     act for T steps in B environments → loss → backward → record the point for Leap → optimizer step
 
 T is the unroll, B the number of environments. The forward passes that choose the actions are the ones that
-are differentiated: the observations are seen once. One torch thread, so that the bits do not depend on how
-many cores there are; further cores step environments.
+are differentiated, as one batch: the observations are seen once. All parameters are views of one vector, and
+their gradients of another: clipping, optimizer and Leap are a few operations on them. One torch thread, so
+that the bits do not depend on how many cores there are; further cores step environments.
 """
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from leap_rl.config import Config
-from leap_rl.leap import PathAccumulator
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
-from leap_rl.processes.a2c.network import ActorCritic, meta_learned
+from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned
 from leap_rl.processes.atari import AtariVector, Step
+from leap_rl.rules import make_path
 from leap_rl.tasks import parse_game
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
+
+PIECE = 2**16  # of a vector, for Leap: what it needs of one piece fits a core's cache
 
 
 @dataclass
@@ -42,6 +46,14 @@ class _Segment:
     seconds: float = 0.0
 
 
+class _Rollout(NamedTuple):
+    """What an update has seen besides the observations, to take its loss once more after it."""
+
+    actions: Tensor  # [T, B]
+    returns: Tensor  # [T, B]
+    values: Tensor  # [T·B], those it acted with
+
+
 class A2CProcess:
     """A2C on one task, from the shared initialization; a ``LearningProcess``."""
 
@@ -57,15 +69,17 @@ class A2CProcess:
         self.network = ActorCritic(config, self.envs.num_actions)
         self.network.initialize(torch.Generator().manual_seed(head_seed >> 1))
         self.network.to(self.device)
+        self.parameters = flatten(self.network)
         self.meta_learned = meta_learned(config, self.network)
+        self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._load_initialization(initialization)
-        if agent.optimizer == "rmsprop":
-            self.optimizer: torch.optim.Optimizer = torch.optim.RMSprop(
-                self.network.parameters(), agent.lr, alpha=agent.rmsprop_decay, eps=agent.epsilon
-            )
-        else:
-            self.optimizer = torch.optim.Adam(self.network.parameters(), agent.lr, eps=agent.epsilon)
-        self.path = PathAccumulator(config.meta.metric, config.meta.use_loss, config.meta.stabilizer)
+        self.optimizer = _optimizer(self.parameters, config)
+        self.path = make_path(config.meta)
+        channels, height, width = self.envs.observations.shape[1:]
+        self.inputs = torch.empty(  # [T, B, C, H, W], channels-last: the observations of an unroll
+            (agent.unroll, agent.num_envs, height, width, channels),
+            dtype=self.network.encoder.compute_dtype, device=self.device,
+        ).permute(0, 1, 4, 2, 3)  # fmt: skip
         self.actions_rng = torch.Generator().manual_seed(action_seed >> 1)
         self.num_updates = 0
         self.segment = _Segment()
@@ -79,7 +93,7 @@ class A2CProcess:
         while self.num_updates < last_update:
             self.update()
             if self.num_updates == last_update:
-                self.path.finish(self.meta_learned)
+                self.path.finish(self._pieces(self.parameters.data))
             if self.path.failed:
                 raise TaskError(f"{self.path.failed} at gradient step {self.num_updates}")
             if self.num_updates == last_update or self.num_updates % length == 0:
@@ -89,53 +103,81 @@ class A2CProcess:
         """One unroll and one gradient step."""
         started = time.perf_counter()
         agent = self.config.agent
-        loss = self._unroll()
-        self.optimizer.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        loss = A2CLoss(*(term.detach() for term in loss))
-
-        gradients = {name: _gradient(parameter) for name, parameter in self.meta_learned.items()}
-        self.path.record(loss.total, self.meta_learned, gradients)  # before clipping: the gradient of the loss
-
-        parameters = list(self.network.parameters())
-        if agent.max_grad_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, agent.max_grad_norm)
-        else:
-            norm = torch.nn.utils.get_total_norm([_gradient(parameter) for parameter in parameters])
+        loss, rollout = self._unroll()
+        gradient = self.parameters.grad
+        assert gradient is not None
+        # Before clipping: Leap is given the gradient of the loss.
+        self.path.record(loss.total, self._pieces(self.parameters.data), self._pieces(gradient))
+        norm = float(torch.linalg.vector_norm(gradient))
+        if agent.max_grad_norm is not None and norm > agent.max_grad_norm:
+            gradient.mul_(agent.max_grad_norm / norm)
         self.optimizer.step()
         self.num_updates += 1
+        if self.path.paired:
+            self.path.land(self._pieces(self.parameters.data), self._loss_of(rollout))
 
         self.segment.loss += float(loss.total)
         self.segment.policy_loss += float(loss.policy)
         self.segment.value_loss += float(loss.value)
         self.segment.entropy += float(loss.entropy)
-        self.segment.gradient_norm += float(norm)
+        self.segment.gradient_norm += norm
         self.segment.seconds += time.perf_counter() - started
         return loss
 
-    def _unroll(self) -> A2CLoss:
-        """Acts for T steps and returns the loss of what came of it."""
-        agent = self.config.agent
-        observations = self._to_device(self.envs.observations)
-        logits, values, actions, rewards, discounts = [], [], [], [], []
-        for _ in range(agent.unroll):
-            step_logits, step_values = self.network(observations)
-            chosen = self._sample(step_logits)
+    def _unroll(self) -> tuple[A2CLoss, _Rollout]:
+        """Acts for T steps; returns the loss of what came of it and leaves its gradient in the parameters'."""
+        network = self.network
+        weights = network.encoder.weights()
+        trace, actions, rewards, discounts = [], [], [], []
+        for inputs in self.inputs:
+            inputs.copy_(torch.from_numpy(self.envs.observations))
+            activations = network.encoder.activations(inputs, weights)
+            with torch.no_grad():
+                logits, _ = network.heads(activations.features.float())
+            chosen = self._sample(logits)
             step = self.envs.step(chosen.numpy())
             step_rewards, step_discounts = self._targets(step)
-            observations = self._to_device(step.observations)
-            logits.append(step_logits)
-            values.append(step_values)
+            trace.append(activations)
             actions.append(chosen)
             rewards.append(step_rewards)
             discounts.append(step_discounts)
         with torch.no_grad():
-            bootstrap = self.network(observations)[1]
+            following = network.encoder.activations(self._to_device(self.envs.observations), weights)
+            bootstrap = network.heads(following.features.float())[1]
         returns = n_step_returns(self._stack(rewards), self._stack(discounts), bootstrap)
+
+        layers = list(zip(*trace, strict=True))[1:]
+        unroll = Activations(self.inputs.flatten(0, 1), *map(torch.cat, layers))
+        features = unroll.features.float().requires_grad_()
+        logits, values = network.heads(features)
+        rollout = _Rollout(self._stack(actions), returns, values.detach())
+        loss = self._loss(logits, values, rollout)
+        heads = [*network.policy.parameters(), *network.value.parameters()]
+        of_features, *of_heads = torch.autograd.grad(loss.total, [features, *heads])
+        gradients = [*network.encoder.gradients(unroll, weights, of_features), *of_heads]
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            assert parameter.grad is not None
+            parameter.grad.copy_(gradient)
+        return A2CLoss(*(term.detach() for term in loss)), rollout
+
+    def _loss(self, logits: Tensor, values: Tensor, rollout: _Rollout) -> A2CLoss:
+        """``logits`` [T·B, A], ``values`` [T·B] of a rollout."""
+        agent = self.config.agent
+        shape = (agent.unroll, agent.num_envs)
         return a2c_loss(
-            torch.stack(logits), torch.stack(values), self._stack(actions), returns,
-            agent.value_cost, agent.entropy_cost,
+            logits.view(*shape, -1), values.view(shape), rollout.actions, rollout.returns,
+            agent.value_cost, agent.entropy_cost, held_values=rollout.values.view(shape),
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _loss_of(self, rollout: _Rollout) -> Tensor:
+        """The loss of the newest rollout at the present parameters, its returns and advantages held as they were: the
+        function whose gradient the update took. Forward passes are those of acting, so that equal parameters
+        give equal bits."""
+        encoder = self.network.encoder
+        weights = encoder.weights()
+        features = torch.cat([encoder.activations(inputs, weights).features for inputs in self.inputs])
+        return self._loss(*self.network.heads(features.float()), rollout).total
 
     def _targets(self, step: Step) -> tuple[Tensor, Tensor]:
         """Clipped rewards [B] and discounts [B]; counts the rewards and episodes of the segment.
@@ -163,6 +205,17 @@ class A2CProcess:
         """Actions [B] (CPU) from the policy, by the Gumbel trick: argmax(logits + noise)."""
         noise = torch.empty(logits.shape).exponential_(generator=self.actions_rng).log_()
         return (logits.detach().cpu() - noise).argmax(dim=-1)
+
+    def _pieces(self, vector: Tensor) -> Tensors:
+        """The part of a vector of all parameters that is meta-learned, in pieces that stay in the cache."""
+        return {f"{i:04d}": piece for i, piece in enumerate(torch.split(vector[: self.num_meta_learned], PIECE))}
+
+    def _named(self, pieces: Tensors) -> Tensors:
+        """Pieces put together again and split by parameter: name → tensor of its own."""
+        shapes = {name: parameter.shape for name, parameter in self.meta_learned.items()}
+        vector = torch.cat([pieces[key] for key in sorted(pieces)]).cpu()
+        values = torch.split(vector, [shape.numel() for shape in shapes.values()])
+        return {n: v.view(shape).clone() for (n, shape), v in zip(shapes.items(), values, strict=True)}
 
     def _to_device(self, observations: np.ndarray) -> Tensor:
         return torch.from_numpy(observations).to(self.device)
@@ -198,7 +251,7 @@ class A2CProcess:
             num_moves=path.num_moves,
             num_rises=path.num_rises,
             last=self.num_updates == self.config.num_updates,
-            meta_gradient={name: value.cpu() for name, value in path.cut().items()},
+            meta_gradient=self._named(path.cut()),
             statistics=statistics,
         )
         self.segment = _Segment(frames_before=self.envs.num_frames)
@@ -213,8 +266,9 @@ class A2CProcess:
         path: about 12 MB with 32 environments.
         """
         state = {f"network/{name}": value.clone() for name, value in self.network.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            state.update({f"optimizer/{index}/{name}": value.clone() for name, value in values.items()})
+        for name, value in self.optimizer.state[self.parameters].items():
+            if name != "exp_avg" or self.config.agent.optimizer == "adam":  # of RMSprop it is the last gradient
+                state[f"optimizer/{name}"] = value.clone()
         state.update({f"envs/{name}": value for name, value in self.envs.state().items()})
         state.update({f"path/{name}": value for name, value in self.path.state().items()})
         state["actions_rng"] = self.actions_rng.get_state()
@@ -230,13 +284,8 @@ class A2CProcess:
         chosen = {n: v for n, v in network.items() if config.meta.parameters == "all" or n.startswith("encoder.")}
         process = cls(config, task, chosen, attempt)
         process.network.load_state_dict(network)
-        optimizer = process.optimizer.state_dict()
-        optimizer["state"] = {}
-        for key, value in state.items():
-            if key.startswith("optimizer/"):
-                _, index, name = key.split("/")
-                optimizer["state"].setdefault(int(index), {})[name] = value.clone()
-        process.optimizer.load_state_dict(optimizer)
+        for name, value in below(state, "optimizer/").items():
+            process.optimizer.state[process.parameters][name] = value.to(process.parameters.device, copy=True)
         process.envs.load_state(below(state, "envs/"))
         process.path.load_state({key: value.to(process.device) for key, value in below(state, "path/").items()})
         process.actions_rng.set_state(state["actions_rng"])
@@ -255,6 +304,15 @@ class A2CProcess:
                 self.meta_learned[name].copy_(value)
 
 
-def _gradient(parameter: torch.nn.Parameter) -> Tensor:
-    assert parameter.grad is not None, "every parameter takes part in the loss"
-    return parameter.grad
+def _optimizer(parameters: torch.nn.Parameter, config: Config) -> torch.optim.Optimizer:
+    """Fused: one pass over the parameters. RMSprop is Adam without momentum and without correction of the bias."""
+    agent = config.agent
+    if agent.optimizer == "adam":
+        return torch.optim.Adam([parameters], agent.lr, eps=agent.epsilon, fused=True)
+    optimizer = torch.optim.Adam([parameters], agent.lr, (0.0, agent.rmsprop_decay), agent.epsilon, fused=True)
+    optimizer.state[parameters] = {
+        "step": torch.tensor(1e12, device=parameters.device),  # after so many the correction is 1, in every bit
+        "exp_avg": torch.zeros_like(parameters, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(parameters, memory_format=torch.preserve_format),
+    }
+    return optimizer
