@@ -1,15 +1,16 @@
-"""The command line: ``leap-rl train | games | show``. Bad input is one line and exit code 2."""
+"""The command line: ``leap-rl train | evaluate | report | games | show``. Bad input is one line and exit code 2."""
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from typing import Any, NoReturn
 
 from leap_rl import __version__
-from leap_rl.types import LeapRLError
+from leap_rl.types import BadInputError, LeapRLError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +63,38 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--keys", action=_PrintKeys, help="list every configuration key and exit")
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="train from initializations on other games, and from a random one",
+        description=(
+            "Trains from each given initialization, and from a random one, on held-out games, then writes a report. "
+            "The arms differ in the encoder's initial weights and in nothing else. The same command continues an "
+            "evaluation that was interrupted, and leaves what is done as it is."
+        ),
+        epilog="example: leap-rl evaluate runs/quickstart --games breakout alien --seeds 5 --agent-steps 100000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument(
+        "sources", metavar="RUN_OR_FILE", nargs="+",
+        help="run directories and initialization files; key=value after them replaces a key that says where it runs",
+    )  # fmt: skip
+    evaluate.add_argument("--games", metavar="GAME", nargs="+", help="default: tasks.held_out of the (first) run")
+    evaluate.add_argument("--seeds", metavar="N", type=int, default=3, help="of each game and arm (default 3)")
+    evaluate.add_argument("--agent-steps", metavar="K", type=int, help="of a task (default: task.agent_steps)")
+    evaluate.add_argument("--out", metavar="DIR", help="the evaluation's directory (default: RUN-evaluation)")
+    evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
+    evaluate.set_defaults(command=_evaluate)
+
+    report = commands.add_parser(
+        "report",
+        help="write the report of an evaluation again",
+        description="Writes report.md, its figures and TensorBoard runs from what an evaluation has measured.",
+        epilog="example: leap-rl report runs/quickstart-evaluation",
+    )
+    report.add_argument("evaluation", metavar="DIR", help="the directory of an evaluation")
+    report.add_argument("--json", action="store_true", help="print the result as JSON")
+    report.set_defaults(command=_report)
 
     games = commands.add_parser(
         "games",
@@ -143,6 +176,45 @@ def _train(options: argparse.Namespace) -> int:
         f"The paper's recipe:   leap-rl train configs/atari_paper.yaml   (see README.md for what it costs)",
         soft_wrap=True,
     )
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from leap_rl.evaluation.plan import make_plan
+    from leap_rl.evaluation.report import check_figures
+
+    overrides = [source for source in options.sources if re.match(r"[a-z_.]+=", source)]
+    sources = [source for source in options.sources if source not in overrides]
+    if not sources:
+        raise BadInputError("name a run directory or an initialization file")
+    check_figures()
+    plan = make_plan(sources, overrides, options.games, options.seeds, options.agent_steps, options.out)
+
+    from leap_rl.backends import open_backend
+    from leap_rl.evaluation.evaluate import check_directory, open_directory, run_evaluation
+    from leap_rl.evaluation.results import collect
+
+    check_directory(plan)
+    signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        open_backend(plan.config) as backend,
+        open_directory(plan) as storage,
+    ):
+        run_evaluation(plan, backend, storage)
+        collect(plan, storage)
+    return _write_report(plan.config.run.dir, options.json)
+
+
+def _report(options: argparse.Namespace) -> int:
+    return _write_report(options.evaluation, options.json)
+
+
+def _write_report(url: str, as_json: bool) -> int:
+    from leap_rl.evaluation.report import REPORT, write_report
+
+    analysis = write_report(url)
+    print(json.dumps({"evaluation": url} | analysis.to_json()) if as_json else f"{url}/{REPORT}")
     return 0
 
 

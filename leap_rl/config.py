@@ -44,7 +44,7 @@ class WorkersConfig(_Section):
 
 
 class MetaConfig(_Section):
-    rule: Literal["leap"] = "leap"
+    rule: Annotated[Literal["leap", "reptile", "fomaml", "none"], Field(description="none: no meta-training")] = "leap"
     steps: PositiveInt
     batch_size: Annotated[PositiveInt, Field(description="tasks a meta-step")]
     lr: PositiveFloat
@@ -54,6 +54,9 @@ class MetaConfig(_Section):
     metric: Literal["energy", "length"] = "energy"
     use_loss: bool = True
     stabilizer: bool = True
+    loss_difference: Annotated[
+        Literal["successive", "paired"], Field(description="paired: of the same rollout, before and after its update")
+    ] = "successive"
     parameters: Literal["encoder", "all"] = "encoder"
     schedule: Annotated[
         Literal["synchronous", "asynchronous"], Field(description="asynchronous: no worker waits for the slowest game")
@@ -171,7 +174,17 @@ class Config(_Section):
             meta.parameters == "encoder" or self.env.full_action_space,
             "meta.parameters = all: needs env.full_action_space = true, since heads must have one shape in every game",
         )
-        needed = 2 if meta.use_loss else 1
+        for name in ("metric", "use_loss", "stabilizer", "loss_difference"):
+            value, default = getattr(meta, name), MetaConfig.model_fields[name].default
+            _require(
+                meta.rule == "leap" or value == default,
+                f"meta.{name} = {json.dumps(value).strip(chr(34))}: only meta.rule = leap has it, not {meta.rule}",
+            )
+        _require(
+            meta.use_loss or meta.loss_difference == "successive",
+            "meta.loss_difference = paired: needs meta.use_loss = true, since no loss enters the path without it",
+        )
+        needed = 2 if meta.rule == "leap" and meta.use_loss and meta.loss_difference == "successive" else 1
         update = self.agent.num_envs * self.agent.unroll
         _require(
             self.num_updates >= needed,
@@ -271,6 +284,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree = _parse_yaml(text, f"config {path}")
     if not isinstance(tree, dict):
         raise BadInputError(f"config {path}: must be a YAML mapping of sections, not {type(tree).__name__}")
+    apply_overrides(tree, overrides)
+    return parse_config(tree)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Replaces keys of nested mappings, e.g. ``meta.steps=20``. Raises BadInputError, one line."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -282,7 +301,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             if not isinstance(section, dict):
                 raise BadInputError(f"override {override!r}: {parent} is not a section")
         section[leaf] = _parse_yaml(value, f"override {override!r}")
-    return parse_config(tree)
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:

@@ -11,6 +11,7 @@ class Purpose(IntEnum):
     INITIALIZATION = 0  # the run's first shared initialization
     META_BATCH = 1  # which tasks a meta-step trains on
     TASK = 2  # one task: its heads, actions and environments
+    EVALUATION = 3  # the same of one game and seed of an evaluation: equal in all of its arms
 
 
 def derive_seed(run_seed: int, purpose: Purpose, *key: int) -> int:

@@ -150,7 +150,8 @@ REFUSED = [
     # one of a few
     ("backend=rya", "backend = rya", "'ray' or 'serial'"),
     ("meta.metric=lenght", "meta.metric = lenght", "'energy' or 'length'"),
-    ("meta.rule=maml", "meta.rule = maml", "'leap'"),
+    ("meta.rule=maml", "meta.rule = maml", "'leap', 'reptile', 'fomaml' or 'none'"),
+    ("meta.loss_difference=pared", "meta.loss_difference = pared", "'successive' or 'paired'"),
     ("meta.optimizer=rmsprop", "meta.optimizer = rmsprop", "'sgd', 'nesterov' or 'adam'"),
     ("meta.parameters=heads", "meta.parameters = heads", "'encoder' or 'all'"),
     ("env.color=RGB", "env.color = RGB", "'grey' or 'rgb'"),
@@ -200,6 +201,9 @@ REFUSED = [
     ("meta.batch_size=4", "meta.batch_size = 4", "at most 3", "tasks.games"),
     ("tasks.games=[pong, breakout]", "tasks.held_out = breakout", "is also in tasks.games"),
     ("tasks.held_out=[Qbert]", "tasks.held_out = qbert", "is also in tasks.games"),
+    ("meta={rule: reptile, steps: 2, batch_size: 2, lr: 0.1, metric: length}", "meta.metric = length", "not reptile"),
+    ("meta={rule: none, steps: 2, batch_size: 2, lr: 0.1, stabilizer: false}", "meta.stabilizer = false", "not none"),
+    ("meta={steps: 2, batch_size: 2, lr: 0.1, loss_difference: paired, use_loss: false}", "paired", "use_loss = true"),
     ("meta.parameters=all", "meta.parameters = all", "env.full_action_space = true"),
     ("task.agent_steps=160", "task.agent_steps = 160", "more than 160", "agent.num_envs × agent.unroll"),
     ("env.max_episode_frames=30", "env.max_episode_frames = 30", "must exceed env.noop_max = 30"),
@@ -293,11 +297,12 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 # What a resumed run may change
 
-# Another allowed value for every key but meta.rule, which has one.
+# Another allowed value for every key.
 OTHER = {
     "run.dir": "elsewhere", "run.seed": 1, "run.keep_checkpoints": 5, "backend": "serial", "ray.address": "auto",
     "workers.count": 7, "workers.cpus": 2, "workers.gpus": 0.5, "device": "cuda", "precision": "fp32",
     "meta.steps": 3, "meta.batch_size": 1, "meta.lr": 0.2, "meta.lr_decay": "linear", "meta.optimizer": "adam",
+    "meta.rule": "fomaml", "meta.loss_difference": "paired",
     "meta.momentum": 0.5, "meta.metric": "length", "meta.use_loss": False, "meta.stabilizer": False,
     "meta.parameters": "all", "tasks.games": ["pong", "asterix", "qbert"], "tasks.held_out": [],
     "task.agent_steps": 2000, "agent.num_envs": 8, "agent.unroll": 4, "agent.discount": 0.9,
@@ -327,7 +332,7 @@ def changed(load, changes):
 
 
 def test_every_key_is_tried():
-    assert set(OTHER) | {"meta.rule"} == set(all_keys())
+    assert set(OTHER) == set(all_keys())
     assert {key for key in all_keys() if key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME} == FREE
 
 

@@ -1,0 +1,85 @@
+"""Does Leap help, beside its rivals? A pilot at a scale for two cores; everything goes on where it stopped.
+
+    python -m benchmarks.pilot sweep                # short runs over meta learning rates and meta-optimizers
+    python -m benchmarks.pilot train                # every rule: configs/pilot.yaml, but for the keys in RULES
+    python -m benchmarks.pilot evaluate             # their initializations on the held-out games: the report
+    python -m benchmarks.pilot train task.agent_steps=200000 meta.steps=15    # at another scale: keys replaced
+
+Agent steps, with the configuration as it is: 6 games × 60,000 × 8 meta-steps = 2.9 million for each of the six
+rules that learn, and 3 held-out games × 3 seeds × 100,000 = 0.9 million for each of eight arms. The sweep ends
+with a table: choose from it, and write the choice into RULES.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+# Length divides each move by its size: the sum over a path is larger by about the number of moves.
+RULES = {
+    "leap_energy": [],
+    "leap_energy_paired": ["meta.loss_difference=paired"],
+    "leap_length": ["meta.metric=length", "meta.lr=0.003"],
+    "leap_length_paired": ["meta.metric=length", "meta.lr=0.003", "meta.loss_difference=paired"],
+    "reptile": ["meta.rule=reptile"],
+    "fomaml": ["meta.rule=fomaml"],
+    "none": ["meta.rule=none", "meta.steps=1"],  # one step is as good as many
+}
+SWEPT = {
+    "leap_energy": (0.03, 0.1, 0.3, 1.0),
+    "leap_length": (0.0003, 0.001, 0.003, 0.01),
+    "reptile": (0.1, 0.3, 1.0),
+}
+SWEEP_STEPS = 3  # meta-steps
+OPTIMIZERS = ("sgd", "nesterov")
+
+
+def leap_rl(*arguments: str) -> str:
+    """Runs ``leap-rl`` and returns what it prints."""
+    command = [sys.executable, "-m", "leap_rl.cli", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def train(options: argparse.Namespace) -> None:
+    for name, keys in RULES.items():
+        leap_rl("train", options.config, *options.overrides, *keys, f"run.dir={options.out}/{name}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    runs = [f"{options.out}/{name}" for name in RULES]
+    arguments = ["--seeds", str(options.seeds), "--agent-steps", str(options.agent_steps)]
+    print(leap_rl("evaluate", *runs, *options.overrides, *arguments, "--out", f"{options.out}/evaluation"))
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Path length and energy, first and last meta-step, of each setting: what the rules descend."""
+    print("| rule | optimizer | meta lr | path length | energy | last mean returns |\n|---|---|--:|--:|--:|---|")
+    for name, rates in SWEPT.items():
+        for optimizer, rate in itertools.product(OPTIMIZERS, rates):
+            folder = Path(options.out) / "sweep" / f"{name}-{optimizer}-{rate:g}"
+            keys = [f"meta.lr={rate:g}", f"meta.optimizer={optimizer}", f"meta.steps={SWEEP_STEPS}"]
+            leap_rl("train", options.config, *options.overrides, *RULES[name], *keys, f"run.dir={folder}")
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            steps = [row for row in rows if row["kind"] == "meta_step"]
+            last = [row for row in rows if row["kind"] == "task" and row["meta_step"] == SWEEP_STEPS - 1]
+            returns = ", ".join(f"{row['game']} {row['episodic_return']:.1f}" for row in last if row["episodic_return"])
+            path, energy = (f"{steps[0][key]:.2f} → {steps[-1][key]:.2f}" for key in ("path_length", "energy"))
+            print(f"| {name} | {optimizer} | {rate:g} | {path} | {energy} | {returns} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("sweep", "train", "evaluate"))
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--config", default="configs/pilot.yaml")
+    parser.add_argument("--out", default="runs/pilot")
+    parser.add_argument("--seeds", type=int, default=3, help="of the evaluation")
+    parser.add_argument("--agent-steps", type=int, default=100_000, help="of an evaluation's task")
+    options = parser.parse_intermixed_args()
+    {"sweep": sweep, "train": train, "evaluate": evaluate}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Meta-learning rules: how a learning process's path becomes its increment of the meta-gradient.
+
+Everything else is the same for all of them: the tasks, the streaming, the mean over a meta-batch, the
+meta-optimizer that steps the initialization against it.
+
+    leap      Σ over the moves of what leap.py says (Flennerhag et al. 2019)
+    reptile   θ⁰ − ψᴷ: Leap's energy without the loss term, to the last bit (Nichol et al. 2018, section 5)
+    fomaml    ∇f at the last point: first-order MAML (Finn et al. 2017, section 5.2)
+    none      0: the initialization stays as it is drawn
+"""
+
+import torch
+from torch import Tensor
+
+from leap_rl.config import MetaConfig
+from leap_rl.leap import PathAccumulator
+
+
+def make_path(config: MetaConfig) -> PathAccumulator:
+    """What records a task's path and gives out its increment under ``meta.rule``."""
+    match config.rule:
+        case "leap":
+            return PathAccumulator(config.metric, config.use_loss, config.stabilizer, config.loss_difference)
+        case "reptile":
+            return PathAccumulator("energy", use_loss=False)
+        case "fomaml":
+            return LastGradient()
+        case "none":
+            return NoIncrement()
+
+
+class NoIncrement(PathAccumulator):
+    """Measures the path and asks for nothing."""
+
+    def increment(self) -> dict[str, Tensor]:
+        """Zeros: name → tensor."""
+        return {name: torch.zeros_like(value) for name, value in self._point.items()}
+
+
+class LastGradient(NoIncrement):
+    """Measures the path and asks for the gradient at its last point, once it is finished.
+
+    The last point is the last that was recorded: ψᴷ after K optimizer steps. In A2C its gradient is that of a
+    rollout which no earlier step has seen; the step that the optimizer takes with it is not part of the path.
+    """
+
+    def increment(self) -> dict[str, Tensor]:
+        """∇f(ψᴷ) after :meth:`finish`, zeros before it and for a failed path: name → tensor."""
+        increment = super().increment()
+        if self.finished and not self.failed:
+            for name, gradient in self._gradient.items():
+                increment[name].copy_(gradient)
+        return increment

@@ -1,0 +1,251 @@
+"""Meta-learning rules, each by an identity; and paired loss differences, by finite differences and by hand."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leap_rl.backends.serial import SerialBackend
+from leap_rl.config import MetaConfig
+from leap_rl.leap import PathAccumulator
+from leap_rl.learner import Checkpoint, MetaLearner
+from leap_rl.processes.a2c.network import initial_parameters
+from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.rules import make_path
+from leap_rl.tasks import sample_meta_batch
+from leap_rl.types import Task
+from tests.helpers import tiny_config
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+TASK = Task(0, 0, "asterix", seed=11)
+
+
+def make(rule, **meta):
+    return make_path(MetaConfig(rule=rule, steps=1, batch_size=1, lr=0.1, **meta))
+
+
+def theta(number):
+    return {"theta": torch.tensor(number, dtype=torch.float64)}
+
+
+def start(changes=None, task=TASK):
+    config = tiny_config(**(changes or {}))
+    return A2CProcess(config, task, initial_parameters(config, seed=0))
+
+
+def assert_bits_equal(ours, expected):
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(ours[name], value), name
+
+
+# The rules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("segment_updates", [10, 24])
+def test_reptile_is_leaps_energy_without_the_loss_to_the_last_bit(segment_updates):
+    """In one segment, both are where the path began minus where the optimizer's last move ended."""
+    segments = {"stream.segment_updates": segment_updates}
+    process = start(segments | {"meta.rule": "reptile"})
+    first = {name: value.detach().clone() for name, value in process.meta_learned.items()}
+    ours = list(process.walk())
+    theirs = list(start(segments | {"meta.use_loss": False}).walk())
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_bits_equal(one.meta_gradient, other.meta_gradient)
+    if segment_updates == 24:
+        assert_bits_equal(ours[0].meta_gradient, {n: first[n] - v.detach() for n, v in process.meta_learned.items()})
+
+
+def test_first_order_maml_on_a_quadratic_by_hand():
+    """f = θ²/2, lr 1/2: θ goes 2 → 1 → 1/2, where ∇f = 1/2. The move after that is not part of it."""
+    path, point = make("fomaml"), 2.0
+    for _ in range(3):
+        path.record(point**2 / 2, theta(point), theta(point))
+        point -= point / 2
+    path.finish(theta(point))
+    assert path.increment() == theta(0.5)
+    assert (path.num_moves, path.path_length) == (2, pytest.approx((1 + 1.5**2) ** 0.5 + (0.25 + 0.375**2) ** 0.5))
+
+
+def test_first_order_maml_is_the_gradient_of_the_last_update_and_nothing_before():
+    process = start({"meta.rule": "fomaml", "agent.max_grad_norm": None})
+    *before, last = process.walk()
+    assert len(before) == 2
+    assert not any(value.any() for increment in before for value in increment.meta_gradient.values())
+    assert_bits_equal(last.meta_gradient, {name: value.grad for name, value in process.meta_learned.items()})
+    assert all(value.any() for value in last.meta_gradient.values())
+
+
+def test_a_failed_path_asks_for_nothing_under_any_rule():
+    for rule in ("reptile", "fomaml", "none"):
+        path = make(rule)
+        path.record(1.0, theta(1.0), theta(1.0))
+        path.record(float("nan"), theta(2.0), theta(1.0))
+        path.finish(theta(3.0))
+        assert path.failed
+        assert path.increment() == theta(0.0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+def test_none_leaves_the_initialization_as_it_is(optimizer):
+    learner_config = MetaConfig(rule="none", steps=1, batch_size=1, lr=0.1, optimizer=optimizer)
+    process = start({"meta.rule": "none"})
+    learner = MetaLearner(learner_config, Checkpoint(0, initial_parameters(process.config, 0), {}))
+    for increment in process.walk():
+        assert increment.path_length > 0
+        learner.receive(increment)
+    assert_bits_equal(learner.step().checkpoint.initialization, initial_parameters(process.config, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["reptile", "fomaml", "none"])
+def test_a_process_goes_on_to_the_same_bits_under_any_rule(rule):
+    process = start({"meta.rule": rule})
+    walk = process.walk()
+    next(walk)
+    again = A2CProcess.from_state(process.config, TASK, process.state())
+    for one, other in zip(walk, again.walk(), strict=True):
+        assert_bits_equal(one.meta_gradient, other.meta_gradient)
+        assert (one.path_length, one.energy) == (other.path_length, other.energy)
+
+
+@pytest.mark.slow
+def test_rules_differ_in_the_increment_and_in_nothing_else(tmp_path):
+    """The same tasks train through the same points, whatever the rule makes of them."""
+    losses, gradients = set(), {}
+    for rule in ("leap", "reptile", "fomaml", "none"):
+        config = tiny_config(**{"meta.rule": rule, "run.dir": str(tmp_path / rule), "task.agent_steps": 120})
+        with SerialBackend(config) as backend:
+            list(backend.run_tasks(sample_meta_batch(config, 0), Checkpoint(0, initial_parameters(config, 0), {})))
+            outcome = backend.meta_step()
+        losses.add(tuple(report.statistics["loss"] for report in outcome.tasks))
+        gradients[rule] = outcome.meta_gradient_norm
+    assert len(losses) == 1
+    assert gradients["none"] == 0
+    assert len(set(gradients.values())) == 4
+
+
+# Paired loss differences
+
+numbers = st.floats(-2, 2).map(lambda number: round(number, 3))
+steps = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=6)
+
+
+@untimed
+@given(steps=steps, metric=st.sampled_from(["energy", "length"]), stabilizer=st.booleans())
+def test_paired_moves_are_those_of_a_slow_transcription(steps, metric, stabilizer):
+    """Each step: θ before it, loss before and after on the same batch, gradient; the next θ is where it lands."""
+    path = PathAccumulator(metric, True, stabilizer, "paired")
+    points = [step[0] for step in steps] + [0.25]
+    increment = length = energy = 0.0
+    for (here, before, after, gradient), there in zip(steps, points[1:], strict=True):
+        path.record(before, theta(here), theta(gradient))
+        path.land(theta(there), after)
+        change = after - before
+        squared = (there - here) ** 2 + change**2
+        length, energy = length + squared**0.5, energy + squared
+        change = -change if stabilizer and change > 0 else change
+        term = -((there - here) + change * gradient)
+        increment += term if metric == "energy" else term / squared**0.5 if squared else 0.0
+    path.finish(theta(points[-1]))
+    assert path.num_moves == len(steps), "the last move has an honest difference too"
+    assert path.increment()["theta"].item() == pytest.approx(increment, rel=1e-10, abs=1e-12)
+    assert (path.path_length, path.energy) == (pytest.approx(length), pytest.approx(energy))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_landing_on_what_is_not_finite_fails_the_path(bad):
+    for parameters, loss in ((theta(bad), 1.0), (theta(1.0), bad)):
+        path = PathAccumulator(loss_difference="paired")
+        path.record(1.0, theta(0.0), theta(1.0))
+        path.land(parameters, loss)
+        assert path.failed
+        assert path.increment() == theta(0.0)
+
+
+def test_landing_where_nothing_was_recorded_or_pairs_are_not_asked_for_is_an_error():
+    recorded = PathAccumulator()
+    recorded.record(1.0, theta(0.0), theta(1.0))
+    for path in (recorded, PathAccumulator(loss_difference="paired")):
+        with pytest.raises(RuntimeError, match="paired"):
+            path.land(theta(1.0), 1.0)
+
+
+def watch(process):
+    """(loss before, loss after, parameters before, parameters after) of each update, as the path is told."""
+    seen, recorded = [], {}
+    record, land = process.path.record, process.path.land
+
+    def recording(loss, parameters, gradients):
+        recorded["loss"] = float(loss)
+        record(loss, parameters, gradients)
+
+    def landing(parameters, loss):
+        seen.append((recorded["loss"], float(loss)))
+        land(parameters, loss)
+
+    process.path.record, process.path.land = recording, landing
+    return seen
+
+
+PAIRED = {"meta.loss_difference": "paired", "agent.max_grad_norm": None}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_of_the_same_rollout_is_the_same_where_nothing_moved(precision):
+    process = start(PAIRED | {"agent.lr": 1e-30, "precision": precision})
+    seen = watch(process)
+    for _ in range(3):
+        process.update()
+    assert [after for _, after in seen] == [before for before, _ in seen]
+
+
+def test_a_small_step_changes_the_loss_by_its_gradient():
+    """Δf = ∇f·Δθ + O(‖Δθ‖²): it is the very function whose gradient was taken, returns and advantages held."""
+    process = start(PAIRED | {"agent.lr": 1e-7, "agent.epsilon": 1.0})  # ε so large that steps follow the gradient
+    process.optimizer = torch.optim.SGD(process.network.parameters(), 1e-3)
+    seen = watch(process)
+    checked = 0
+    for _ in range(6):
+        before = {name: value.detach().clone() for name, value in process.network.named_parameters()}
+        process.update()
+        slope = sum(
+            float(((value.detach() - before[name]).double() * value.grad.double()).sum())
+            for name, value in process.network.named_parameters()
+        )
+        loss, after = seen[-1]
+        assert slope <= 0
+        if abs(slope) > 1e-5:  # above the rounding of a float32 loss
+            assert after - loss == pytest.approx(slope, rel=0.1)
+            checked += 1
+    assert checked >= 2
+
+
+@pytest.mark.slow
+def test_pairs_change_what_the_path_measures_and_not_where_it_leads():
+    paired, successive = start(PAIRED), start(PAIRED | {"meta.loss_difference": "successive"})
+    ours, theirs = list(paired.walk()), list(successive.walk())
+    assert [increment.num_moves for increment in ours] == [10, 10, 4]
+    assert [increment.num_moves for increment in theirs] == [9, 10, 4]
+    for name, value in paired.network.named_parameters():
+        assert torch.equal(value, dict(successive.network.named_parameters())[name])
+    assert ours[-1].energy != theirs[-1].energy
+
+
+@pytest.mark.slow
+def test_a_paired_process_goes_on_to_the_same_bits():
+    process = start(PAIRED)
+    walk = process.walk()
+    first = next(walk)
+    again = A2CProcess.from_state(process.config, TASK, process.state())
+    for one, other in itertools.zip_longest(walk, again.walk()):
+        assert_bits_equal(one.meta_gradient, other.meta_gradient)
+        assert dataclasses.replace(one, meta_gradient={}, statistics={}) == dataclasses.replace(
+            other, meta_gradient={}, statistics={}
+        )
+    assert first.num_moves == 10
