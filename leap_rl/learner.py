@@ -14,6 +14,7 @@ from torch import Tensor
 
 from leap_rl.config import MetaConfig
 from leap_rl.ledger import Ledger, TaskReport
+from leap_rl.probes import Cosines, cosines
 from leap_rl.types import Increment, LeapRLError, Place, Task, Tensors
 
 
@@ -46,6 +47,7 @@ class MetaStep:
     staleness: tuple[int, ...]  # of each task: meta-steps that were taken while it ran
     duplicates: int  # increments that had been applied already
     stale: int  # increments of an attempt that had been given up
+    cosines: Cosines  # between the games' meta-gradients
     compression_error: float  # at most this share of the meta-gradient was kept back by compression
     checkpoint: Checkpoint
 
@@ -117,13 +119,19 @@ class MetaLearner:
             report for place in sorted(self._ledgers) for report in self._ledgers[place].reports[seen.get(place, 0) :]
         ]
 
+    def done(self) -> set[Place]:
+        """Tasks that need no worker any more: received whole, or dropped."""
+        return {place for place, ledger in self._ledgers.items() if ledger.done}
+
     # -------------------------------------------------------------------------------------- stepping
 
     def ready(self) -> bool:
-        """Whether a batch's worth is done, and no task under way would become too stale by a step."""
+        """Whether a batch's worth is done, and no task under way would become too stale by a step. After the last
+        meta-step (an evaluation's tasks) no step is to come: whether all that is due is done."""
         oldest = self.meta_step - self.config.staleness
         waiting = any(not ledger.done and ledger.version <= oldest for ledger in self._ledgers.values())
-        return not waiting and sum(ledger.done for ledger in self._ledgers.values()) >= self.config.batch_size
+        wanted = self.config.batch_size if self.meta_step < self.config.steps else len(self._due)
+        return not waiting and sum(ledger.done for ledger in self._ledgers.values()) >= wanted
 
     def step(self) -> MetaStep:
         """Averages a batch's worth of tasks and steps the initialization against the mean meta-gradient.
@@ -181,6 +189,7 @@ class MetaLearner:
             staleness=tuple(self.meta_step - ledger.version for ledger in ledgers),
             duplicates=self._duplicates,
             stale=self._stale,
+            cosines=cosines([ledger.task.name for ledger in ledgers], [ledger.total for ledger in ledgers]),
             compression_error=sum(report.residual_norm for report in reports)
             / len(reports)
             / max(float(norm), torch.finfo(torch.float32).tiny),

@@ -5,6 +5,7 @@ counted through the meta-steps: meta_step × task.agent_steps + agent steps of t
 compares the games.
 """
 
+import importlib.util
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from leap_rl.config import Config
 from leap_rl.learner import Checkpoint, MetaStep, due
 from leap_rl.ledger import TaskReport
+from leap_rl.probes import Cosines, mean_cosine
 from leap_rl.run import Progress, RunDirectory
 from leap_rl.types import Fault, Place, Task
 
@@ -105,10 +107,10 @@ class Monitor:
             self._say_plainly(report)
 
     def log_fault(self, fault: Fault, meta_step: int) -> None:
-        """Something went wrong with a task, and was dealt with."""
+        """Something went wrong, and was dealt with."""
         self._faults += 1
         self._say(f"[yellow]{fault.text}[/]")
-        row = {"kind": "fault", "meta_step": meta_step, "game": fault.task.name, "text": fault.text}
+        row = {"kind": "fault", "meta_step": meta_step, "game": fault.task and fault.task.name, "text": fault.text}
         self._run.append_metrics([row])
 
     def _say_plainly(self, report: TaskReport) -> None:
@@ -121,9 +123,16 @@ class Monitor:
             self._say(text)
 
     def log_meta_step(
-        self, outcome: MetaStep, progress: Progress, drift: float, seconds: float, num_workers: int
+        self,
+        outcome: MetaStep,
+        progress: Progress,
+        drift: float,
+        layers: Mapping[str, float],
+        seconds: float,
+        num_workers: int,
     ) -> None:
-        """The learner has stepped. ``progress``: totals of the run, this meta-step included."""
+        """The learner has stepped. ``progress``: totals of the run, this meta-step included. ``drift`` of the
+        initialization, in all and by layer."""
         agent_steps = sum(task.statistics["agent_steps"] for task in outcome.tasks)
         busy = sum(task.statistics["seconds"] for task in outcome.tasks)
         moves = sum(task.num_moves for task in outcome.tasks)
@@ -150,13 +159,22 @@ class Monitor:
             "compression_error": outcome.compression_error,
         }
         self._faults = 0
-        self._run.append_metrics([{"kind": "meta_step", "meta_step": outcome.meta_step, **scalars}])
+        cosine = mean_cosine(outcome.cosines)
+        row = {"kind": "meta_step", "meta_step": outcome.meta_step, **scalars, "increment_cosine": cosine}
+        self._run.append_metrics([row | {"increment_cosines": outcome.cosines, "layer_drift": dict(layers)}])
         writer = self._writer("meta", purge_step=self._first_meta_step)
         for name, value in scalars.items():
             writer.add_scalar(f"meta/{name}", value, outcome.meta_step)
+        if cosine is not None:
+            writer.add_scalar("meta/increment_cosine", cosine, outcome.meta_step)
+            _draw_cosines(writer, outcome.cosines, outcome.meta_step)
+        for name, value in layers.items():
+            writer.add_scalar(f"layer/drift/{name}", value, outcome.meta_step)
         for task in outcome.tasks:
             name = f"task/path_length/{task.task.name}"
             writer.add_scalar(name, task.path_length, outcome.meta_step)
+            rises = task.num_rises / max(task.num_moves, 1)
+            writer.add_scalar(f"task/loss_rise_fraction/{task.task.name}", rises, outcome.meta_step)
             if task.statistics["episodes"]:
                 mean = task.statistics["score_sum"] / task.statistics["episodes"]
                 writer.add_scalar(f"task/episodic_return/{task.task.name}", mean, outcome.meta_step)
@@ -179,6 +197,14 @@ class Monitor:
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
         self._console.print(text)
+
+
+def _draw_cosines(writer: SummaryWriter, cosines: Cosines, meta_step: int) -> None:
+    """A heat map, where matplotlib (an extra) is installed."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        from leap_rl.evaluation.figures import heat_maps
+
+        writer.add_figure("meta/increment_cosines", heat_maps({f"meta-step {meta_step}": cosines}), meta_step)
 
 
 def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) -> dict[str, Any]:

@@ -7,9 +7,13 @@ from dataclasses import replace
 from leap_rl.compression import Compressor
 from leap_rl.config import Config
 from leap_rl.ledger import Ledger
-from leap_rl.processes import continue_process, start_process
+from leap_rl.processes import continue_process, initial_parameters, start_process
+from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.task_store import SavedTask, TaskStore
+from leap_rl.tensor_files import below
 from leap_rl.types import Increment, Task, TaskError, Tensors
+
+RANDOM_ARM = "random"  # of an evaluation: the one that starts from a random initialization
 
 
 class TaskStream:
@@ -42,7 +46,8 @@ class TaskStream:
             if saved:
                 process = continue_process(self._config, task, saved.state, ledger.attempt)
             else:
-                process = start_process(self._config, task, self._initialization, ledger.attempt)
+                initialization = _where_it_starts(self._config, task, self._initialization)
+                process = start_process(self._config, task, initialization, ledger.attempt)
         walk = process.walk()
         while not ledger.done:
             with _named(task):
@@ -54,6 +59,16 @@ class TaskStream:
             ledger.receive(increment)
             self._store.save(SavedTask(ledger, state, {} if increment.last else compressor.residual))
             yield increment
+
+
+def _where_it_starts(config: Config, task: Task, given: Tensors) -> Tensors:
+    """The shared initialization; in an evaluation the one that is ``given`` below the arm's name, or, for the
+    random arm, one that is drawn from the task's seed."""
+    if not task.arm:
+        return given
+    if task.arm == RANDOM_ARM:
+        return initial_parameters(config, derive_seed(task.seed, Purpose.INITIALIZATION))
+    return below(given, f"{task.arm}/")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ and none once its meta-step is committed.
 """
 
 import json
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from leap_rl.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.types import BadInputError, Place, Task, Tensors
 
 TASKS = "tasks"
+MAX_LOOKS, LOOK_SECONDS = 20, 0.25  # at a folder that changes
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,23 @@ class TaskStore:
 
     def load(self, task: Task) -> SavedTask | None:
         """What was saved last of the task, if anything can be read."""
+        for _ in range(MAX_LOOKS):
+            try:
+                return self._newest(task)
+            except FileNotFoundError:  # another attempt has just replaced it, or NFS still lists what is gone
+                time.sleep(LOOK_SECONDS)
+        return None
+
+    def _newest(self, task: Task) -> SavedTask | None:
         folder = _folder(task.place)
         for name in reversed(self._storage.names(folder)):
+            where = f"{folder}/{name}"
             try:
-                where = f"{folder}/{name}"
                 tensors, metadata = load_tensors(self._storage.read(where), where)
                 header = json.loads(metadata["ledger"])
                 ledger = Ledger.from_header(header, below(tensors, "total/"))
-            except (BadInputError, FileNotFoundError, ValueError, KeyError, TypeError):
-                continue  # damaged, or another attempt has just replaced it: the one before, or from the start
+            except (BadInputError, ValueError, KeyError, TypeError):
+                continue  # damaged: the one before, or from the start
             if ledger.task == task:
                 return SavedTask(ledger, below(tensors, "state/"), below(tensors, "residual/"))
         return None

@@ -6,6 +6,7 @@ from leap_rl.backends import Backend
 from leap_rl.config import Config
 from leap_rl.learner import Checkpoint, MetaStep, distance, due
 from leap_rl.monitoring import Monitor
+from leap_rl.probes import drift_by_layer
 from leap_rl.processes import initial_parameters
 from leap_rl.run import Progress, RunDirectory
 from leap_rl.seeding import Purpose, derive_seed
@@ -40,8 +41,8 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         checkpoint = outcome.checkpoint
         seconds = time.perf_counter() - started
         progress = advance(progress, outcome, seconds)
-        drift = distance(checkpoint.initialization, first)
-        monitor.log_meta_step(outcome, progress, drift, seconds, backend.num_workers)
+        drift, layers = distance(checkpoint.initialization, first), drift_by_layer(first, checkpoint.initialization)
+        monitor.log_meta_step(outcome, progress, drift, layers, seconds, backend.num_workers)
         run.commit(checkpoint, progress)  # after logging: what is logged twice is dropped on a resume
     return checkpoint
 

@@ -44,6 +44,7 @@ class Task:
     slot: int  # place in the meta-batch: the order in which increments are summed
     name: str
     seed: int  # every random stream of the task derives from it
+    arm: str = ""  # of an evaluation: whose initialization it starts from; meta-training has only the shared one
 
     @property
     def place(self) -> Place:
@@ -82,9 +83,9 @@ class Increment:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something went wrong with a task and was dealt with, or the task was dropped."""
+    """Something went wrong and was dealt with, or a task was dropped."""
 
-    task: Task
+    task: Task | None  # None: the learner was lost
     text: str
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from leap_rl.config import MetaConfig
 from leap_rl.learner import Checkpoint, MetaLearner, NonFiniteMetaGradientError, distance, due
 from leap_rl.ledger import SUMMED_STATISTICS, Ledger, merge_statistics
+from leap_rl.probes import mean_cosine
 from leap_rl.types import Increment, IncrementKey, LeapRLError, Task
 
 OPTIMIZERS = ["sgd", "nesterov", "adam"]
@@ -87,6 +88,30 @@ def test_path_lengths_and_energies_are_summed_over_segments_and_averaged_over_ta
         ("game_0", 6, 2),
         ("game_1", 3, 1),
     ]
+
+
+def test_after_the_last_meta_step_it_is_ready_when_all_that_is_due_is_done():
+    """An evaluation: more tasks than a batch has, of places that were never drawn; one of them is dropped."""
+    places = ((0, 0), (0, 7), (3, 1))
+    learner = make_learner(Checkpoint(5, parameters((1, 2), 3), {}, places))
+    assert not learner.ready()
+    deliver(learner, increment(0), increment(1, meta_step=3))
+    assert not learner.ready(), "a batch's worth, but not all"
+    learner.drop(task(7), "raised")
+    assert learner.ready()
+    assert learner.receive(increment(1)) is False, "not due"
+    assert make_learner(Checkpoint(5, parameters((1, 2), 3), {})).ready(), "nothing was left to do"
+
+
+def test_a_meta_step_says_how_far_its_games_pull_the_same_way():
+    learner = make_learner(batch_size=3)
+    deliver(learner, increment(0, (3, 0)), increment(1, (4, 4)), increment(2, (0, -1)))
+    root = 1 / math.sqrt(2)
+    found = learner.step().cosines
+    assert found["games"] == ["game_0", "game_1", "game_2"]
+    expected = [None, root, 0.0, root, None, -root, 0.0, -root, None]
+    assert [cosine for row in found["matrix"] for cosine in row] == pytest.approx(expected)
+    assert mean_cosine(found) == pytest.approx(0.0, abs=1e-7)
 
 
 def test_a_dropped_task_is_left_out_of_the_mean_and_named():

@@ -124,6 +124,16 @@ def test_an_isolated_worker_that_lives_on_does_no_harm(storage, whole):
     assert_same_ledger(take_up(storage, PLAIN, 2).ledger, whole["none"])
 
 
+def test_a_state_that_is_replaced_in_the_moment_it_is_read_is_not_the_end_of_it(storage, monkeypatch):
+    """Two attempts at once, or a listing that NFS has kept too long: the task does not start again."""
+    next(take_up(storage, PLAIN).increments())
+    listed = storage.names
+    stale = [["000000.safetensors"], ["000000.safetensors"]]
+    monkeypatch.setattr(storage, "names", lambda folder="": stale.pop() if stale else listed(folder))
+    assert take_up(storage, PLAIN).ledger.next_sequence == 1
+    assert not stale
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
 def test_a_damaged_state_is_not_used(storage, tmp_path, damage):
     list(islice(take_up(storage, PLAIN).increments(), 2))

@@ -24,7 +24,17 @@ from typing import Any
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import (
+    ActorUnschedulableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+from ray.util.metrics import Counter as Metric
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_rl.backends import MAX_ERRORS
@@ -42,6 +52,14 @@ CONNECT_SECONDS = 5.0  # for something to answer at ray.address
 POLL_SECONDS = 1.0  # between questions to the learner while tasks run
 MAX_LOSSES = 5  # workers that one task may lose without a segment done between, before the run stops
 MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready
+
+
+class _LostError(Exception):
+    """An actor is gone, or (``alive``) something that it needed."""
+
+    def __init__(self, text: str, alive: bool = False) -> None:
+        super().__init__(text)
+        self.alive = alive
 
 
 class Worker:
@@ -75,9 +93,10 @@ class Learner(MetaLearner):
         _send_tensors_as_arrays()
         super().__init__(config.meta, checkpoint, config.faults.min_tasks)
 
-    def poll(self, seen: dict[Place, int]) -> tuple[list[TaskReport], bool]:
-        """What the driver wants to know while tasks run."""
-        return self.reports(seen), self.ready()
+    def poll(self, seen: dict[Place, int]) -> tuple[list[TaskReport], set[Place], bool]:
+        """What the driver wants to know while tasks run: what is new, which tasks need no worker any more, and
+        whether the learner is ready to step."""
+        return self.reports(seen), self.done(), self.ready()
 
 
 @dataclass
@@ -119,6 +138,8 @@ class RayBackend:
             with _interrupts_held_back():
                 _connect(self._config)
             _check_resources(self._config)
+            counted = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")  # on Ray's dashboard
+            self._metrics = {name: Metric(f"leap_rl_{name}", tag_keys=("run",)) for name in counted}
         except BaseException:
             ray.shutdown()
             raise
@@ -126,6 +147,10 @@ class RayBackend:
 
     def __exit__(self, *_: Any) -> None:
         ray.shutdown()
+
+    def _count(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self._metrics[name].inc(amount, {"run": self._config.run.dir})
 
     def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault]:
         self._checkpoint, self._version = checkpoint, ray.put(checkpoint.initialization)
@@ -138,28 +163,32 @@ class RayBackend:
             self._assign()
             yield from self._collect()
             try:
-                reports, ready = self._ask(self._learner.poll.remote(self._seen))
-            except RayActorError:
-                yield from self._replace_learner()
+                reports, done, ready = self._ask(self._learner.poll.remote(self._seen))
+            except _LostError:
+                yield self._replace_learner()
                 continue
             for report in reports:
                 place = report.task.place
                 self._seen[place] = report.sequence + 1
                 self._losses[place] = 0
+                sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
+                self._count(increments=1, **sums)
                 for assignment in self._running.values():
                     if assignment.task.place == place:
                         assignment.heard = time.monotonic()
                 yield report
             if ready:
                 return
+            self._take_up_again(done)
             yield from self._watch()
 
     def meta_step(self) -> MetaStep:
         while True:
             try:
                 outcome: MetaStep = self._ask(self._learner.step.remote())
+                self._count(meta_steps=1)
                 return outcome
-            except RayActorError:  # the next learner is given what this one had, and takes the same step
+            except _LostError:  # the next learner is given what this one had, and takes the same step
                 for _ in self.run_tasks(list(self._given.values()), self._checkpoint):
                     pass
 
@@ -204,7 +233,7 @@ class RayBackend:
         worker = self._starting.pop(done)
         try:
             self._ask(done)
-        except RayActorError as error:
+        except _LostError as error:
             del self._workers[worker]
             self._failed_starts += 1
             if self._failed_starts == MAX_FAILED_STARTS:
@@ -227,12 +256,14 @@ class RayBackend:
             else:
                 self._learner.drop.remote(task, str(error))
                 yield Fault(task, f"{error}; left out of the meta-batch")
-        except RayActorError as error:
+        except _LostError as error:
             self._waiting.appendleft(task)
-            if isinstance(error, RayTaskError):  # raised in the worker, which lives: it lost the learner
+            if error.alive:
                 self._idle.append(worker)
                 return
+            ray.kill(worker)  # it may live on an isolated node
             del self._workers[worker]
+            self._count(restarts=1)
             self._starting |= {idle.ready.remote(): idle for idle in self._idle}  # are they on the same node?
             self._idle = []
             self._losses[task.place] += 1
@@ -243,6 +274,13 @@ class RayBackend:
             yield Fault(task, f"{task}: its worker was lost in segment {self._segment(task)}; another takes it up")
         else:
             self._idle.append(worker)
+
+    def _take_up_again(self, done: set[Place]) -> None:
+        """Tasks that nobody has and that the learner does not have whole: it was lost after they ended, or it
+        refused the worker. They bring along what is saved of them."""
+        held = done | {assignment.task.place for assignment in self._running.values()}
+        held |= {task.place for task in self._waiting}
+        self._waiting.extend(longest_first([task for place, task in self._given.items() if place not in held]))
 
     def _segment(self, task: Task) -> int:
         return self._seen.get(task.place, 0) + 1
@@ -260,32 +298,36 @@ class RayBackend:
     # ------------------------------------------------------------------------------------- the learner
 
     def _start_learner(self) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        learner = ray.remote(Learner).options(num_cpus=0, scheduling_strategy=here)
+        """Starts it on the driver's node, and nowhere else: they die together anyway. (By a resource that each
+        node has: Ray places an actor that needs none at random, even with a soft affinity.)"""
+        here = ray.get_runtime_context().get_node_id()
+        address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
+        learner = ray.remote(Learner).options(num_cpus=0, resources={f"node:{address}": 0.001})
         self._learner = learner.remote(self._config, self._checkpoint)
 
-    def _replace_learner(self) -> Iterator[Fault]:
-        """Starts a learner at the last checkpoint. Every task is taken up again: those that are done bring
-        their ledger along, those that run fail at their next increment and come back."""
-        ray.kill(self._learner)  # it may live on an isolated node
+    def _replace_learner(self) -> Fault:
+        """Starts a learner at the last checkpoint. Tasks that run fail at their next increment and come back."""
+        ray.kill(self._learner)  # it may hang
         self._start_learner()
-        running = {assignment.task.place for assignment in self._running.values()}
-        waiting = {task.place for task in self._waiting}
-        again = [task for place, task in self._given.items() if place not in running | waiting]
-        self._waiting.extend(longest_first(again))
-        for task in again:
-            yield Fault(task, f"{task}: the Leap learner was lost; the next one gets what it had of this task")
+        self._count(restarts=1)
+        for assignment in self._running.values():  # it is not their fault that nothing was heard of them
+            assignment.heard = time.monotonic()
+        return Fault(None, "the Leap learner was lost; the next one is given what is saved of each task")
 
     def _ask(self, reference: Any) -> Any:
-        """What an actor answers. Our own errors as they were raised there; RayActorError where it was lost."""
+        """What an actor answers. Our own errors as they were raised there; _LostError where it is gone."""
         try:
             return ray.get(reference, timeout=self._config.faults.segment_timeout)
         except RayTaskError as error:
             if isinstance(error.cause, LeapRLError):
                 raise error.cause from None
+            if isinstance(error.cause, RayError):  # it lives, and lost the learner, or an object on its way
+                raise _LostError(str(error.cause), alive=True) from error
             raise
         except GetTimeoutError as error:
-            raise RayActorError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
+            raise _LostError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
+        except (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError) as error:
+            raise _LostError(str(error)) from error
 
 
 def _send_tensors_as_arrays() -> None:
@@ -333,19 +375,29 @@ def _connect(config: Config) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         cpus = max(config.workers.count * config.workers.cpus, os.cpu_count() or 1)
-        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+        try:
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises bare ones, e.g. where the machine is too busy to start in time
+            raise LeapRLError(f"ray.address = local: Ray does not start: {error}") from error
         return
     problem = f"ray.address = {address}: "
-    if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise BadInputError(problem + "must be local, auto, host:port or ray://host:port")
+    where = address.removeprefix("ray://")
+    host, _, port = where.rpartition(":")
+    if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise BadInputError(problem + "must be local, auto, host:port or ray://host:port")
+    if (
+        where == address
+    ):  # where ray.init will look: the node's address for 127.0.0.1, a file's that may be old for auto
+        where = canonicalize_bootstrap_address(address)
+    if where:
+        host, _, port = where.rpartition(":")
         try:
             answer = _greet(host, int(port))
         except OSError as error:
-            raise BadInputError(f"{problem}no Ray cluster answers there: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise BadInputError(f"{problem}no Ray cluster answers at {where}: {reason}") from None
         if not answer:
-            raise BadInputError(f"{problem}what answers there is not a Ray cluster")
+            raise BadInputError(f"{problem}what answers at {where} is not a Ray cluster")
     try:
         ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

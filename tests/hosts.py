@@ -1,0 +1,200 @@
+"""Several hosts on one machine, as Linux namespaces: their cables can be cut, and their power.
+
+    with hosts(3, shared=[folder]) as (head, *workers):
+        head.run("ray", "start", "--head", f"--node-ip-address={head.address}")
+        workers[0].cut()
+
+Each host has its own network, mounts, processes and name; a private /tmp and /dev/shm, and a home directory of
+which what it changes is its own. ``shared`` folders are the same everywhere, under the same path: they stand in for
+NFS. A switch in one more network namespace joins the hosts. All of it is a tree of processes, nothing of it is
+entered into the machine's own network, and it ends with whoever opened it, however that one ends.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+TOOLS = ("unshare", "nsenter", "setpriv", "ip", "iptables", "tc", "mount")
+
+# A host, from its first process on: "$1" is its name, "$2" a folder for what is its own, then what is shared.
+# The first process stays and collects orphans, as init does.
+BOOT = r"""
+set -eu
+read -r pid _ </proc/self/stat  # as the machine sees it
+name=$1 own=$2
+shift 2
+mount -t proc proc /proc
+hostname "$name"
+ip link set lo up
+mount -t tmpfs -o size=1g tmpfs /dev/shm
+mount -t tmpfs tmpfs "$own"
+mkdir "$own/tmp" "$own/changes" "$own/scratch"
+chmod 1777 "$own/tmp"
+mount -t overlay -o "lowerdir=$HOME,upperdir=$own/changes,workdir=$own/scratch" overlay "$HOME"
+for folder; do
+    case $folder in
+    /tmp/*) mkdir -p "$own$folder"; mount --rbind "$folder" "$own$folder" ;;
+    esac
+done
+mount --rbind "$own/tmp" /tmp
+echo "$pid"
+exec >/dev/null 2>&1
+while :; do sleep 1 & wait; done
+"""
+
+
+class HostsUnavailableError(Exception):
+    """This machine does not let us make namespaces; the text says what is missing."""
+
+
+def why_unavailable() -> str | None:
+    """What this machine lacks for :func:`hosts`; None where nothing is missing."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "hosts as namespaces need Linux and root"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"hosts as namespaces need {', '.join(missing)} (Debian: iproute2 iptables util-linux)"
+    trial = " && ".join(
+        [
+            "mount -t tmpfs tmpfs /dev/shm",
+            "mkdir /dev/shm/a /dev/shm/b",
+            'mount -t overlay -o "lowerdir=$HOME,upperdir=/dev/shm/a,workdir=/dev/shm/b" overlay "$HOME"',
+            "ip link add switch type bridge",
+            "ip link add veth0 type veth peer name veth1",
+            "tc qdisc add dev veth0 root tbf rate 8mbit burst 64kb latency 50ms",
+            "iptables -A INPUT -m statistic --mode random --probability 0.02 -j DROP",
+        ]
+    )
+    command = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", trial]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return f"namespaces, bridges, veth, tbf or iptables are not permitted here: {' '.join(done.stderr.split())}"
+    return None
+
+
+class Host:
+    """One of :func:`hosts`; boots when it is made."""
+
+    def __init__(self, number: int, own: Path, shared: Sequence[Path], switch: int) -> None:
+        self.name, self.address = f"host{number}", f"10.77.0.{number}"
+        self._port = f"port{number}"
+        self._own, self._shared, self._switch = own, shared, switch
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Boots, with nothing of what ran or was written before, and with a new cable."""
+        self._own.mkdir(exist_ok=True)
+        boot = ["sh", "-c", BOOT, "sh", self.name, self._own, *self._shared]
+        self._unshare, pid = _unshare("--mount", "--uts", "--pid", "--fork", "--kill-child", *map(str, boot))
+        self._enter = ["nsenter", "-t", str(pid), "-n", "-m", "-u", "-p", "--"]
+        cable = ["link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(pid)]
+        _in_network(self._switch, "ip", *cable)
+        _in_network(self._switch, "ip", "link", "set", self._port, "master", "switch")
+        self.heal()
+        self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "up")
+        self.run("ip", "route", "add", "default", "dev", "eth0")  # Ray asks it which address is this host's
+
+    def power_off(self) -> None:
+        """No process of it gets to do or say anything more, nor does its network (as a FIN would)."""
+        with suppress(subprocess.CalledProcessError):  # no cable, since it is off
+            self.cut()
+        self._unshare.kill()  # takes the first process along, and that takes all others
+        self._unshare.wait()
+        with suppress(subprocess.CalledProcessError):  # the kernel may have removed it with the host's end
+            _in_network(self._switch, "ip", "link", "delete", self._port)
+
+    def cut(self) -> None:
+        """Cuts the cable to the switch; the host itself runs on."""
+        _in_network(self._switch, "ip", "link", "set", self._port, "down")
+
+    def heal(self) -> None:
+        _in_network(self._switch, "ip", "link", "set", self._port, "up")
+
+    def degrade(self, loss: float, rate: str) -> None:
+        """Loses this share of the packets that arrive, and lets go out only ``rate`` (as tc says it: 8mbit), so
+        that what waits for its turn is delayed. Until the next :meth:`power_on`."""
+        drop = ["-m", "statistic", "--mode", "random", "--probability", str(loss), "-j", "DROP"]
+        self.run("iptables", "-A", "INPUT", "-i", "eth0", *drop)
+        self.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+
+    def start(self, *command: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen:
+        """A command on this host, in the repository's folder; ``options`` as Popen takes them."""
+        here = [*self._enter, "env", "-C", str(REPOSITORY), *map(str, command)]
+        return subprocess.Popen(here, env=env, start_new_session=True, **options)
+
+    def run(
+        self, *command: str | Path, env: Mapping[str, str] | None = None, timeout: float = 60, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """The same, to its end. Raises CalledProcessError where it fails, with what it said as a note."""
+        process = self.start(*command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        if check and done.returncode:
+            error = subprocess.CalledProcessError(done.returncode, [self.name, *map(str, command)], stdout, stderr)
+            error.add_note(stdout + stderr)
+            raise error
+        return done
+
+    def reaches(self, other: "Host", seconds: float = 1.0) -> bool:
+        """Whether a packet gets there and an answer back: a closed port refuses, no host says nothing."""
+        script = (
+            "import socket, sys\n"
+            "try:\n"
+            "    socket.create_connection((sys.argv[1], 9), timeout=float(sys.argv[2]))\n"
+            "except ConnectionRefusedError:\n"
+            "    print('refused')\n"
+            "except OSError as error:\n"
+            "    print(error)\n"
+        )
+        answer = self.run(sys.executable, "-c", script, other.address, str(seconds)).stdout
+        return answer.strip() == "refused"
+
+
+@contextmanager
+def hosts(count: int, shared: Sequence[Path] = ()) -> Iterator[list[Host]]:
+    """``count`` hosts, 10.77.0.1 and so on, that see each other and ``shared``; the repository and the
+    interpreter are shared too. Raises HostsUnavailableError."""
+    reason = why_unavailable()
+    if reason:
+        raise HostsUnavailableError(reason)
+    shared = [path.resolve() for path in (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), *shared)]
+    with ExitStack() as stack:
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="leap-rl-hosts-")))
+        unshare, switch = _unshare("sh", "-c", 'echo "$$"; exec sleep infinity')
+        stack.callback(unshare.wait)
+        stack.callback(unshare.kill)
+        _in_network(switch, "ip", "link", "add", "switch", "type", "bridge")
+        _in_network(switch, "ip", "link", "set", "switch", "up")
+        found = []
+        for number in range(1, count + 1):
+            found.append(Host(number, own / f"host{number}", shared, switch))
+            stack.callback(found[-1].power_off)
+        yield found
+
+
+def _unshare(*arguments: str) -> tuple[subprocess.Popen, int]:
+    """A process in a network namespace of its own, that ends when we do, and the pid it says it has."""
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    line = process.stdout.readline()
+    process.stdout.close()
+    if not line.strip().isdecimal():
+        process.kill()
+        process.wait()
+        raise HostsUnavailableError(f"{' '.join(arguments[:5])} … did not start")
+    return process, int(line)
+
+
+def _in_network(pid: int, *command: str) -> None:
+    subprocess.run(["nsenter", "-t", str(pid), "-n", *command], check=True, capture_output=True)
