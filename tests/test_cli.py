@@ -18,7 +18,7 @@ from leap_rl.config import all_keys
 from leap_rl.run import fingerprint
 from tests.cli_helpers import cli, environment, make_checkpoint, make_run, truncate, write_config
 
-COMMANDS = ("train", "games", "show")
+COMMANDS = ("train", "evaluate", "report", "games", "show")
 
 
 @pytest.fixture
@@ -383,6 +383,7 @@ def processes():
         (["--help"], ["ray", "torch", "ale_py"]),
         (["train", "--help"], ["ray", "torch", "ale_py"]),
         (["train", "--keys"], ["ray", "torch"]),
+        (["evaluate", "--help"], ["ray", "torch", "ale_py", "matplotlib"]),
         (["games"], ["ray", "torch"]),
         (["show", "RUN"], ["ray"]),
     ],
