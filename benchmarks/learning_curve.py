@@ -4,7 +4,7 @@
     python -m benchmarks.learning_curve run pong breakout --sb3      # Stable-Baselines3's A2C, same settings
     python -m benchmarks.learning_curve plot                         # the figure of all CSVs
 
-Stable-Baselines3 runs in an environment of its own (.venv-sb3, made on first use). Both sides get the
+Stable-Baselines3 runs in an environment of its own (.venv-peers, made on first use). Both sides get the
 settings of the configuration file, one torch thread, and write agent_steps, score (mean raw return of the
 episodes that ended since the row before), episodes and seconds.
 """
@@ -14,11 +14,11 @@ import csv
 import json
 import subprocess
 import time
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.environments import SB3, make_environment
 from leap_rl.config import Config, load_config
 from leap_rl.processes import initial_parameters, resolve, start_process
 from leap_rl.seeding import Purpose, derive_seed
@@ -27,11 +27,7 @@ from leap_rl.types import Task
 ROW_STEPS = 20_000  # agent steps between rows
 COLUMNS = ("agent_steps", "score", "episodes", "seconds")
 RANDOM_SCORE = {"pong": -20.7, "breakout": 1.7}  # Mnih et al. 2015, extended data table 2
-SB3_ENVIRONMENT = Path(".venv-sb3")
-SB3_REQUIREMENTS = (
-    "stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium[atari]==1.2.2", "ale-py==0.12.1",
-    "opencv-python-headless==5.0.0.93",
-)  # fmt: skip
+SB3_SCRIPT = Path(__file__).parent / "peers" / "sb3_a2c.py"
 
 
 def ours(config: Config, game: str) -> Iterator[dict[str, float]]:
@@ -52,12 +48,14 @@ def ours(config: Config, game: str) -> Iterator[dict[str, float]]:
 
 def sb3(config: Config, game: str) -> Iterator[dict[str, float]]:
     """Rows of Stable-Baselines3's A2C at the same settings, printed by a process of its own environment."""
-    python = SB3_ENVIRONMENT / "bin" / "python"
-    if not python.exists():
-        venv.create(SB3_ENVIRONMENT, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *SB3_REQUIREMENTS], check=True)
-    settings = {"game": game, "row_steps": ROW_STEPS, **config.model_dump(include={"run", "agent", "env", "task"})}
-    command = [str(python), str(Path(__file__).with_name("sb3_a2c.py")), json.dumps(settings)]
+    python = make_environment("sb3", SB3)
+    settings = {
+        "game": game,
+        "row_steps": ROW_STEPS,
+        "cores": 1,
+        **config.model_dump(include={"run", "agent", "env", "task"}),
+    }
+    command = [str(python), str(SB3_SCRIPT), json.dumps(settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -1,21 +1,27 @@
-"""Agent steps per second of the inner loop on one core, and its share of the hard limit measured beside it.
+"""Agent steps per second of the inner loop, on one core and on all of them, and its share of the hard limit of a core.
 
     python -m benchmarks.throughput --game pong --seconds 30 --json
 
 The hard limit of a core is 1 / (1/raw + 1/network): raw is emulation alone (the frames of an agent step, no
-screen), network is one forward and backward pass over an unroll's batch. The three are measured in turns,
-so that a machine whose speed drifts does not favour one of them.
+screen), network is one forward and backward pass over an unroll's batch, by our encoder or by torch's autograd in
+whichever memory layout is fastest. All are measured in turns, so that a machine whose speed drifts does not favour
+one of them. On all cores: one process a core, each by itself, as workers are.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from leap_rl.config import Config, load_config
 from leap_rl.processes import initial_parameters, resolve
@@ -44,20 +50,47 @@ def emulation(config: Config, game: str) -> Callable[[], int]:
     return step
 
 
-def network(config: Config, num_actions: int) -> Callable[[], int]:
-    """One forward and backward pass over the batch of an unroll."""
-    model = ActorCritic(config, num_actions)
-    size, batch = config.env.screen_size, config.agent.num_envs * config.agent.unroll
-    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
-    observations = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8)
+def encoder(config: Config, num_actions: int) -> Callable[[], int]:
+    """One forward and backward pass of our network over the batch of an unroll, as the inner loop lays it out."""
+    model, observations = ActorCritic(config, num_actions), batch(config)
+    inputs = observations.to(model.encoder.compute_dtype, memory_format=torch.channels_last)
 
     def step() -> int:
         model.zero_grad()
-        logits, values = model(observations)
+        logits, values = model(inputs)
         (logits.square().mean() + values.square().mean()).backward()
-        return batch
+        return len(inputs)
 
     return step
+
+
+def plain(config: Config, num_actions: int, memory_format: torch.memory_format) -> Callable[[], int]:
+    """The same with torch's own modules and autograd."""
+    encoder, observations = ActorCritic(config, num_actions).encoder, batch(config)
+    for convolution in (encoder.conv1, encoder.conv2):
+        convolution.weight.data = convolution.weight.data.contiguous(memory_format=memory_format)
+    model = nn.Sequential(
+        encoder.conv1, nn.ReLU(), encoder.conv2, nn.ReLU(), nn.Flatten(), encoder.linear, nn.ReLU(),
+        nn.Linear(256, num_actions + 1),
+    )  # fmt: skip
+    inputs = observations.to(encoder.compute_dtype, memory_format=memory_format)
+    bf16 = encoder.compute_dtype == torch.bfloat16
+
+    def step() -> int:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = model(inputs)
+        outputs.float().square().mean().backward()
+        return len(inputs)
+
+    return step
+
+
+def batch(config: Config) -> Tensor:
+    """Observations of an unroll."""
+    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
+    shape = (config.agent.num_envs * config.agent.unroll, channels, config.env.screen_size, config.env.screen_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
 def training(config: Config, game: str) -> Callable[[], int]:
@@ -82,31 +115,50 @@ def rate(step: Callable[[], int], seconds: float) -> float:
 def measure(config: Config, game: str, seconds: float) -> dict[str, float]:
     """Medians over rounds, agent steps per second of one core."""
     torch.set_num_threads(1)
-    train = training(config, game)
-    steps = {
-        "raw_emulation": emulation(config, game),
-        "network": network(config, num_actions=6),
-        "agent_steps_per_second": train,
+    networks = {
+        "encoder": encoder(config, num_actions=6),
+        "autograd": plain(config, 6, torch.contiguous_format),
+        "autograd_channels_last": plain(config, 6, torch.channels_last),
     }
+    steps = {"raw_emulation": emulation(config, game), **networks, "agent_steps_per_second": training(config, game)}
     for step in steps.values():
         rate(step, 0.5)
     rounds = [{name: rate(step, seconds / ROUNDS / len(steps)) for name, step in steps.items()} for _ in range(ROUNDS)]
     result = {name: median(r[name] for r in rounds) for name in steps}
-    result["hard_limit"] = 1 / (1 / result["raw_emulation"] + 1 / result["network"])
+    result["hard_limit"] = 1 / (1 / result["raw_emulation"] + 1 / max(result[name] for name in networks))
     result["share_of_hard_limit"] = result["agent_steps_per_second"] / result["hard_limit"]
     return result
+
+
+def one_core(config: Config, game: str, seconds: float, barrier: Any) -> float:
+    """Agent steps per second of one process, while the others run as well."""
+    torch.set_num_threads(1)
+    train = training(config, game)
+    rate(train, 2)
+    barrier.wait()
+    return rate(train, seconds)
+
+
+def all_cores(config: Config, game: str, seconds: float) -> float:
+    """Agent steps per second of one process a core, together."""
+    cores = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(cores, context) as pool:
+        barrier = manager.Barrier(cores)
+        return sum(pool.map(one_core, *zip(*[(config, game, seconds, barrier)] * cores, strict=True)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="pong")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of measuring, all rounds together")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of measuring on one core, all rounds together")
     parser.add_argument("--config", default="configs/atari.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     config = resolve(load_config(options.config, options.overrides))
     result = measure(config, options.game, options.seconds)
+    result["all_cores"] = all_cores(config, options.game, options.seconds / ROUNDS)
     machine = {"game": options.game, "precision": config.precision, "num_envs": config.agent.num_envs,
                "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
     if options.json:

@@ -1,4 +1,5 @@
-"""Stable-Baselines3's A2C at given settings; run by ``benchmarks.learning_curve`` in an environment of its own.
+"""Stable-Baselines3's A2C at given settings; run by ``benchmarks.learning_curve`` and
+``benchmarks.peers`` in an environment of its own.
 
 Takes the settings as JSON, prints one JSON row every ``row_steps`` agent steps. The environment is built of
 gymnasium's own wrappers, so that preprocessing, sticky actions, no-ops and frame limit are the same.
@@ -61,7 +62,7 @@ class Rows(BaseCallback):  # type: ignore[misc]
 
 
 def main(settings: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings["cores"])
     gymnasium.register_envs(ale_py)
     env, agent, seed = settings["env"], settings["agent"], settings["run"]["seed"]
     assert env["color"] == "grey", "RGB is not compared"
