@@ -1,16 +1,26 @@
-"""What Leap's pass over the path adds to plain A2C, in processor time; timed inside whole updates.
+"""What Leap's pass over the path adds to plain A2C, and what streaming and durability add to both.
 
-python -m benchmarks.overhead --game pong --rounds 20 --json
+    python -m benchmarks.overhead --game pong --rounds 20 --json
+
+Leap's pass is timed inside whole updates, in processor time. A segment's end (taking the state of the process, packing
+the increment, making both durable on a local path) is timed by itself, and compared with the updates of a segment of
+the configured length.
 """
 
 import argparse
 import json
+import tempfile
 import time
+from dataclasses import replace
 from statistics import median
 
+from leap_rl.compression import Compressor
 from leap_rl.config import Config, load_config
+from leap_rl.ledger import Ledger
 from leap_rl.processes import initial_parameters, resolve
 from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.storage import open_storage
+from leap_rl.task_store import SavedTask, TaskStore
 from leap_rl.types import Task
 
 
@@ -39,6 +49,33 @@ def leap_share(config: Config, game: str, rounds: int) -> dict[str, float]:
     return {"leap_share": round(median(shares), 4), "leap_seconds_per_update": round(median(seconds), 6)}
 
 
+def streaming_share(config: Config, game: str, rounds: int) -> dict[str, float]:
+    """Wall time of a segment's end over that of a segment's updates, median of segments."""
+    length = config.stream.segment_updates
+    short = config.model_copy(update={"stream": config.stream.model_copy(update={"segment_updates": 5})})
+    process = A2CProcess(short, Task(0, 0, game, seed=0), initial_parameters(config, seed=0))
+    ledger, compressor = Ledger(process.task, 0), Compressor(config.stream.compression, None)
+    ends, updates = [], []
+    walk, started = process.walk(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        store = TaskStore(open_storage(folder))
+        for _ in range(rounds):
+            increment = next(walk)
+            trained = time.perf_counter()
+            packed, _ = compressor.pack(increment.meta_gradient)
+            ledger.receive(replace(increment, meta_gradient=packed))
+            store.save(SavedTask(ledger, process.state(), compressor.residual))
+            ended = time.perf_counter()
+            updates.append((trained - started) / 5)
+            ends.append(ended - trained)
+            started = ended
+    return {
+        "streaming_share": round(median(ends) / (length * median(updates)), 5),
+        "streaming_seconds_per_segment": round(median(ends), 4),
+        "segment_seconds": round(length * median(updates), 2),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="pong")
@@ -49,7 +86,9 @@ def main() -> None:
     options = parser.parse_args()
     config = resolve(load_config(options.config, options.overrides))
     settings = {"game": options.game, "num_envs": config.agent.num_envs, "unroll": config.agent.unroll}
-    result = settings | leap_share(config, options.game, options.rounds)
+    settings["segment_updates"] = config.stream.segment_updates
+    leap, streaming = (share(config, options.game, options.rounds) for share in (leap_share, streaming_share))
+    result = settings | leap | streaming
     print(json.dumps(result, indent=None if options.json else 2))
 
 
