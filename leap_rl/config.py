@@ -44,7 +44,10 @@ class WorkersConfig(_Section):
 
 
 class MetaConfig(_Section):
-    rule: Annotated[Literal["leap", "reptile", "fomaml", "none"], Field(description="none: no meta-training")] = "leap"
+    rule: Annotated[
+        Literal["leap", "reptile", "fomaml", "joint", "none"],
+        Field(description="joint: each game's heads are kept as well; none: no meta-training"),
+    ] = "leap"
     steps: PositiveInt
     batch_size: Annotated[PositiveInt, Field(description="tasks a meta-step")]
     lr: PositiveFloat
@@ -170,6 +173,10 @@ class Config(_Section):
             _require(
                 name not in tasks.games, f"tasks.held_out = {name}: is also in tasks.games; a game is one or the other"
             )
+        _require(
+            meta.rule != "joint" or meta.parameters == "encoder",
+            f"meta.parameters = {meta.parameters}: meta.rule = joint has heads for each game, and shares the encoder",
+        )
         _require(
             meta.parameters == "encoder" or self.env.full_action_space,
             "meta.parameters = all: needs env.full_action_space = true, since heads must have one shape in every game",

@@ -6,6 +6,7 @@ nothing else. Which tasks a meta-step averages: batch_size of those that are don
 oldest initialization first. In the synchronous schedule that is the meta-batch that was drawn for it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -156,9 +157,10 @@ class MetaLearner:
             )
 
         mean = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
+        counts = Counter(name for ledger in ledgers for name in ledger.total)  # a game's own heads are in its tasks'
         for ledger in ledgers:
             for name, value in ledger.total.items():
-                mean[name] += value / len(ledgers)
+                mean[name] += value / counts[name]
         norm = _norm(mean)
         if not torch.isfinite(norm):
             raise NonFiniteMetaGradientError(
@@ -176,6 +178,7 @@ class MetaLearner:
         after = self.initialization()
 
         reports = tuple(ledger.reports[-1] for ledger in ledgers)
+        shared = [{n: v for n, v in ledger.total.items() if counts[n] == len(ledgers)} for ledger in ledgers]
         self._due -= {ledger.task.place for ledger in taken}
         outcome = MetaStep(
             meta_step=self.meta_step,
@@ -189,7 +192,7 @@ class MetaLearner:
             staleness=tuple(self.meta_step - ledger.version for ledger in ledgers),
             duplicates=self._duplicates,
             stale=self._stale,
-            cosines=cosines([ledger.task.name for ledger in ledgers], [ledger.total for ledger in ledgers]),
+            cosines=cosines([ledger.task.name for ledger in ledgers], shared),
             compression_error=sum(report.residual_norm for report in reports)
             / len(reports)
             / max(float(norm), torch.finfo(torch.float32).tiny),

@@ -6,6 +6,10 @@ meta-optimizer that steps the initialization against it.
     leap      Σ over the moves of what leap.py says (Flennerhag et al. 2019)
     reptile   θ⁰ − ψᴷ: Leap's energy without the loss term, to the last bit (Nichol et al. 2018, section 5)
     fomaml    ∇f at the last point: first-order MAML (Finn et al. 2017, section 5.2)
+    joint     multi-task pretraining: one encoder for all games and heads of each game's own, which are kept from
+              one meta-step to the next as part of the initialization. Each task goes on from both, and the mean of
+              θ⁰ − ψᴷ steps them (with SGD at a meta learning rate of 1: to the mean of the ψᴷ): the games' gradient
+              steps are interleaved, task.agent_steps at a time
     none      0: the initialization stays as it is drawn
 """
 
@@ -14,6 +18,9 @@ from torch import Tensor
 
 from leap_rl.config import MetaConfig
 from leap_rl.leap import PathAccumulator
+from leap_rl.types import Tensors
+
+HEADS = "heads/"  # of a game, in an initialization of the joint rule: heads/pong/policy.weight
 
 
 def make_path(config: MetaConfig) -> PathAccumulator:
@@ -21,12 +28,17 @@ def make_path(config: MetaConfig) -> PathAccumulator:
     match config.rule:
         case "leap":
             return PathAccumulator(config.metric, config.use_loss, config.stabilizer, config.loss_difference)
-        case "reptile":
+        case "reptile" | "joint":
             return PathAccumulator("energy", use_loss=False)
         case "fomaml":
             return LastGradient()
         case "none":
             return NoIncrement()
+
+
+def without_heads(initialization: Tensors) -> Tensors:
+    """What of an initialization is for any game: name → tensor."""
+    return {name: value for name, value in initialization.items() if not name.startswith(HEADS)}
 
 
 class NoIncrement(PathAccumulator):

@@ -150,7 +150,7 @@ REFUSED = [
     # one of a few
     ("backend=rya", "backend = rya", "'ray' or 'serial'"),
     ("meta.metric=lenght", "meta.metric = lenght", "'energy' or 'length'"),
-    ("meta.rule=maml", "meta.rule = maml", "'leap', 'reptile', 'fomaml' or 'none'"),
+    ("meta.rule=maml", "meta.rule = maml", "'leap', 'reptile', 'fomaml', 'joint' or 'none'"),
     ("meta.loss_difference=pared", "meta.loss_difference = pared", "'successive' or 'paired'"),
     ("meta.optimizer=rmsprop", "meta.optimizer = rmsprop", "'sgd', 'nesterov' or 'adam'"),
     ("meta.parameters=heads", "meta.parameters = heads", "'encoder' or 'all'"),
@@ -205,6 +205,7 @@ REFUSED = [
     ("meta={rule: none, steps: 2, batch_size: 2, lr: 0.1, stabilizer: false}", "meta.stabilizer = false", "not none"),
     ("meta={steps: 2, batch_size: 2, lr: 0.1, loss_difference: paired, use_loss: false}", "paired", "use_loss = true"),
     ("meta.parameters=all", "meta.parameters = all", "env.full_action_space = true"),
+    ("meta={rule: joint, steps: 2, batch_size: 2, lr: 0.1, parameters: all}", "meta.parameters = all", "joint"),
     ("task.agent_steps=160", "task.agent_steps = 160", "more than 160", "agent.num_envs × agent.unroll"),
     ("env.max_episode_frames=30", "env.max_episode_frames = 30", "must exceed env.noop_max = 30"),
     ("workers.gpus=1", "workers.gpus = 1", "device = cuda"),

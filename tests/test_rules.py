@@ -14,7 +14,7 @@ from leap_rl.leap import PathAccumulator
 from leap_rl.learner import Checkpoint, MetaLearner
 from leap_rl.processes.a2c.network import initial_parameters
 from leap_rl.processes.a2c.process import A2CProcess
-from leap_rl.rules import make_path
+from leap_rl.rules import make_path, without_heads
 from leap_rl.tasks import sample_meta_batch
 from leap_rl.types import Task
 from tests.helpers import tiny_config
@@ -103,7 +103,7 @@ def test_none_leaves_the_initialization_as_it_is(optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["reptile", "fomaml", "none"])
+@pytest.mark.parametrize("rule", ["reptile", "fomaml", "joint", "none"])
 def test_a_process_goes_on_to_the_same_bits_under_any_rule(rule):
     process = start({"meta.rule": rule})
     walk = process.walk()
@@ -128,6 +128,66 @@ def test_rules_differ_in_the_increment_and_in_nothing_else(tmp_path):
     assert len(losses) == 1
     assert gradients["none"] == 0
     assert len(set(gradients.values())) == 4
+
+
+# Joint pretraining
+
+
+def joint_step():
+    """One meta-step of two games of three from the first initialization: processes, what was, and what came out."""
+    config = tiny_config(**{"meta.rule": "joint", "meta.lr": 1.0, "stream.segment_updates": 24})
+    before = initial_parameters(config, 0)
+    learner = MetaLearner(config.meta, Checkpoint(0, before, {}))
+    tasks = [Task(0, slot, game, 7 + slot) for slot, game in enumerate(["pong", "asterix"])]
+    processes = [A2CProcess(config, task, before) for task in tasks]
+    for process in processes:
+        for increment in process.walk():
+            learner.receive(increment)
+    return processes, before, learner.step()
+
+
+def test_each_game_has_heads_of_its_own_in_a_joint_initialization():
+    joint = initial_parameters(tiny_config(**{"meta.rule": "joint"}), 0)
+    assert_bits_equal(without_heads(joint), initial_parameters(tiny_config(), 0))
+    shapes = {name: tuple(value.shape) for name, value in joint.items() if name.startswith("heads/")}
+    assert shapes == {
+        f"heads/{game}/{name}": shape
+        for game, num_actions in (("pong", 6), ("space_invaders", 6), ("asterix", 9))
+        for name, shape in (("policy.weight", (num_actions, 256)), ("policy.bias", (num_actions,)),
+                            ("value.weight", (1, 256)), ("value.bias", (1,)))
+    }  # fmt: skip
+    assert not torch.equal(joint["heads/pong/policy.weight"], joint["heads/space_invaders/policy.weight"])
+
+
+@pytest.mark.slow
+def test_a_joint_meta_step_goes_to_the_mean_of_the_encoders_and_to_each_games_own_heads():
+    processes, before, outcome = joint_step()
+    after = outcome.checkpoint.initialization
+    assert after.keys() == before.keys()
+    for name in without_heads(before):
+        mean = sum(process.meta_learned[name].detach().double() for process in processes) / 2
+        assert torch.allclose(after[name].double(), mean, rtol=0, atol=1e-6), name
+        assert not torch.equal(after[name], before[name])
+    for process in processes:
+        for name in ("policy.weight", "value.bias"):
+            key = f"heads/{process.task.name}/{name}"
+            assert torch.allclose(after[key], process.meta_learned[key].detach(), rtol=0, atol=1e-6)
+            assert not torch.equal(after[key], before[key])
+    for name, value in before.items():
+        if name.startswith("heads/space_invaders/"):  # the game that was not drawn
+            assert torch.equal(after[name], value)
+
+
+@pytest.mark.slow
+def test_a_joint_task_starts_from_its_games_heads_and_an_evaluation_from_fresh_ones():
+    _, _, outcome = joint_step()
+    config = tiny_config(**{"meta.rule": "joint"})
+    given = outcome.checkpoint.initialization
+    joint = A2CProcess(config, Task(1, 0, "pong", 3), given)
+    assert torch.equal(joint.network.policy.weight, given["heads/pong/policy.weight"])
+    fresh = A2CProcess(config, Task(1, 0, "pong", 3, arm="joint"), without_heads(given))
+    assert not torch.equal(fresh.network.policy.weight, given["heads/pong/policy.weight"])
+    assert torch.equal(fresh.network.encoder.conv1.weight, joint.network.encoder.conv1.weight)
 
 
 # Paired loss differences

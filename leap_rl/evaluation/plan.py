@@ -9,6 +9,7 @@ import torch
 
 from leap_rl.config import FREE_ON_RESUME, Config, MetaConfig, apply_overrides, flatten, parse_config
 from leap_rl.processes import initial_parameters, resolve
+from leap_rl.rules import without_heads
 from leap_rl.run import CONFIG, INITIALIZATION, RunDirectory, fingerprint, read_config, read_initialization
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.storage import LocalStorage, Storage, open_storage
@@ -105,7 +106,7 @@ def make_plan(
         _check_fits(source, tensors, needed, config)
         arm = Arm(_name(source, [arm.name for arm in arms]), source, fingerprint(tensors), meta_steps)
         if theirs is not None:
-            first = initial_parameters(theirs, derive_seed(theirs.run.seed, Purpose.INITIALIZATION))
+            first = without_heads(initial_parameters(theirs, derive_seed(theirs.run.seed, Purpose.INITIALIZATION)))
             arm = replace(
                 arm, trained_on=tuple(theirs.tasks.games), trained_with=_otherwise(theirs, config), first=first
             )
@@ -118,6 +119,7 @@ def _read(source: str, overrides: Sequence[str]) -> tuple[Tensors, int, Config |
     path = Path(source)
     if path.is_file():
         tensors, metadata = read_initialization(path)
+        tensors = without_heads(tensors)
         beside = LocalStorage(str(path.parent))
         known = CONFIG in beside.names()
         return tensors, int(metadata["meta_step"]), _read_config(beside, overrides) if known else None
@@ -130,7 +132,7 @@ def _read(source: str, overrides: Sequence[str]) -> tuple[Tensors, int, Config |
     tensors, metadata = RunDirectory(config, storage).published()
     if not tensors:
         raise BadInputError(f"{source}: has no {INITIALIZATION} yet")
-    return tensors, int(metadata["meta_step"]), config
+    return without_heads(tensors), int(metadata["meta_step"]), config
 
 
 def _read_config(storage: Storage, overrides: Sequence[str]) -> Config:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leap_rl.config import Config
-from leap_rl.types import Tensors
+from leap_rl.rules import HEADS
+from leap_rl.tasks import catalogue, parse_game
+from leap_rl.types import Task, Tensors
 
 
 class Activations(NamedTuple):
@@ -148,21 +150,36 @@ def flatten(module: nn.Module) -> nn.Parameter:
     return flat
 
 
-def meta_learned(config: Config, network: ActorCritic) -> dict[str, nn.Parameter]:
-    """The parameters that Leap sees: the encoder's, or all (``meta.parameters``)."""
-    return {
-        name: parameter
-        for name, parameter in network.named_parameters()
-        if config.meta.parameters == "all" or name.startswith("encoder.")
-    }
+def meta_name(config: Config, task: Task, name: str) -> str | None:
+    """What a parameter of the network is called in the initialization; None where it is the task's alone.
+
+    The encoder is shared, and all of the network where ``meta.parameters`` says so. Under the joint rule each game
+    has heads of its own there, but in an evaluation, whose tasks all have fresh ones.
+    """
+    if name.startswith("encoder.") or config.meta.parameters == "all":
+        return name
+    return f"{HEADS}{task.name}/{name}" if config.meta.rule == "joint" and not task.arm else None
+
+
+def meta_learned(config: Config, task: Task, network: ActorCritic) -> dict[str, nn.Parameter]:
+    """The parameters that Leap sees, by their names in the initialization."""
+    named = [(meta_name(config, task, name), parameter) for name, parameter in network.named_parameters()]
+    return {name: parameter for name, parameter in named if name is not None}
 
 
 def initial_parameters(config: Config, seed: int) -> Tensors:
     """A fresh shared initialization: name → float32 tensor of what is meta-learned."""
     torch.set_num_threads(1)  # a QR decomposition gives other bits with more
-    network = ActorCritic(config, num_actions=18)  # heads enter only with meta.parameters = all: 18 actions
-    network.initialize(torch.Generator().manual_seed(seed))
-    return {name: parameter.detach().clone() for name, parameter in meta_learned(config, network).items()}
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {}
+    for game in config.tasks.games if config.meta.rule == "joint" else config.tasks.games[:1]:
+        own_actions = config.meta.rule == "joint" and not config.env.full_action_space
+        # Otherwise heads enter only with meta.parameters = all, and then with 18 actions in every game.
+        network = ActorCritic(config, catalogue()[parse_game(game).rom].num_actions if own_actions else 18)
+        network.initialize(generator)
+        learned = meta_learned(config, Task(0, 0, game, seed), network)
+        found = {name: parameter.detach().clone() for name, parameter in learned.items()} | found
+    return found
 
 
 def resolve_precision(precision: str) -> str:

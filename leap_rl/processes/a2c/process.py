@@ -19,9 +19,9 @@ from torch import Tensor
 
 from leap_rl.config import Config
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
-from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned
+from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned, meta_name
 from leap_rl.processes.atari import AtariVector, Step
-from leap_rl.rules import make_path
+from leap_rl.rules import HEADS, make_path
 from leap_rl.tasks import parse_game
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
@@ -70,7 +70,7 @@ class A2CProcess:
         self.network.initialize(torch.Generator().manual_seed(head_seed >> 1))
         self.network.to(self.device)
         self.parameters = flatten(self.network)
-        self.meta_learned = meta_learned(config, self.network)
+        self.meta_learned = meta_learned(config, task, self.network)
         self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._load_initialization(initialization)
         self.optimizer = _optimizer(self.parameters, config)
@@ -281,8 +281,8 @@ class A2CProcess:
         """A process that goes on from ``state`` to the same bits as the one it was taken of."""
         names = [name.removeprefix("network/") for name in state if name.startswith("network/")]
         network = {name: state[f"network/{name}"] for name in names}
-        chosen = {n: v for n, v in network.items() if config.meta.parameters == "all" or n.startswith("encoder.")}
-        process = cls(config, task, chosen, attempt)
+        named = [(meta_name(config, task, name), value) for name, value in network.items()]
+        process = cls(config, task, {name: value for name, value in named if name is not None}, attempt)
         process.network.load_state_dict(network)
         for name, value in below(state, "optimizer/").items():
             process.optimizer.state[process.parameters][name] = value.to(process.parameters.device, copy=True)
@@ -295,6 +295,8 @@ class A2CProcess:
 
     def _load_initialization(self, initialization: Tensors) -> None:
         expected = {name: tuple(parameter.shape) for name, parameter in self.meta_learned.items()}
+        others = {name for name in initialization if name.startswith(HEADS) and name not in expected}  # other games'
+        initialization = {name: value for name, value in initialization.items() if name not in others}
         found = {name: tuple(value.shape) for name, value in initialization.items()}
         if expected != found:
             differing = sorted(set(expected.items()) ^ set(found.items()))
