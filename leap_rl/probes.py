@@ -1,9 +1,11 @@
 """What increments and initializations say without further training: do games pull the same way, and what moved?"""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from leap_rl.types import Tensors
 
@@ -22,18 +24,25 @@ def cosines(games: Sequence[str], increments: Sequence[Tensors]) -> Cosines:
     taken: the diagonal then says how much two seeds of one game agree, which is the most that two games can.
     An increment of norm zero agrees with nothing (0).
     """
+    # The mean over pairs of unit vectors is a product of their sums: one product a pair of games, not of tasks.
     names = list(dict.fromkeys(games))
-    vectors = [torch.cat([value.flatten() for _, value in sorted(increment.items())]) for increment in increments]
-    norms = [float(torch.linalg.vector_norm(vector)) for vector in vectors]
-    found: dict[tuple[str, str], list[float]] = {}
-    for i, one in enumerate(vectors):
-        for j in range(i):
-            product = norms[i] * norms[j]
-            cosine = float(torch.dot(one, vectors[j])) / product if product else 0.0
-            found.setdefault((games[i], games[j]), []).append(cosine)
-            if games[i] != games[j]:
-                found.setdefault((games[j], games[i]), []).append(cosine)
-    matrix = [[_mean(found.get((row, column), [])) for column in names] for row in names]
+    counts, norms = Counter(games), Counter(dict.fromkeys(names, 0))
+    sums: dict[str, Tensor] = {}
+    for game, increment in zip(games, increments, strict=True):
+        vector = torch.cat([value.flatten() for _, value in sorted(increment.items())])
+        norm = float(torch.linalg.vector_norm(vector))
+        unit = vector / norm if norm else vector
+        norms[game] += norm > 0
+        sums[game] = sums[game].add_(unit) if game in sums else unit
+
+    def mean(row: str, column: str) -> float | None:
+        product = float(torch.dot(sums[row], sums[column]))
+        if row != column:
+            return product / (counts[row] * counts[column])
+        pairs = counts[row] * (counts[row] - 1)
+        return (product - norms[row]) / pairs if pairs else None
+
+    matrix = [[mean(row, column) for column in names] for row in names]
     return {"games": names, "matrix": matrix}
 
 

@@ -342,6 +342,23 @@ def test_an_increment_of_zero_agrees_with_nothing():
     assert cosines(["a", "b"], [{"x": torch.zeros(2)}, {"x": torch.ones(2)}])["matrix"] == [[None, 0.0], [0.0, None]]
 
 
+def test_cosines_are_the_means_over_all_pairs_of_tasks():
+    generator = torch.Generator().manual_seed(0)
+    games = ["a", "b", "a", "c", "b", "a"]
+    increments = [{"x": torch.randn(5, generator=generator), "y": torch.randn(3, generator=generator)} for _ in games]
+    increments[3] = {"x": torch.zeros(5), "y": torch.zeros(3)}
+    vectors = [torch.cat([increment["x"], increment["y"]]).double() for increment in increments]
+    found = cosines(games, increments)
+    for i, row in enumerate(found["games"]):
+        for j, column in enumerate(found["games"]):
+            pairs = [
+                float(torch.nn.functional.cosine_similarity(vectors[m], vectors[n], dim=0))
+                for m in range(6) for n in range(6) if m != n and (games[m], games[n]) == (row, column)
+            ]  # fmt: skip
+            expected = pytest.approx(sum(pairs) / len(pairs), abs=1e-6) if pairs else None
+            assert found["matrix"][i][j] == expected
+
+
 def test_drift_is_relative_to_where_a_layer_started():
     first = {"weight": torch.tensor([3.0, 4.0]), "bias": torch.zeros(2)}
     now = {"weight": torch.tensor([3.0, 5.0]), "bias": torch.tensor([0.0, 2.0])}
