@@ -13,6 +13,7 @@ from ale_py import roms
 from leap_rl.tasks import TWO_PLAYER_ROMS, open_game
 
 SECONDS = 1.0  # of emulation, each game
+SCREENS = 30  # of random play, 10 agent steps apart: what the background is the median of
 
 
 def describe(name: str, seconds: float = SECONDS) -> dict[str, object]:
@@ -36,8 +37,25 @@ def describe(name: str, seconds: float = SECONDS) -> dict[str, object]:
         "difficulties": list(emulator.getAvailableDifficulties()),
         "default_mode": state.getCurrentMode(),
         "default_difficulty": state.getDifficulty(),
+        "background": background(name),
         "seconds_per_step": round((time.perf_counter() - started) / max(steps, 1), 6),
     }
+
+
+def background(name: str) -> list[int]:
+    """Median of all pixels in random play: grey, red, green, blue."""
+    emulator = open_game(name)
+    actions = emulator.getMinimalActionSet()
+    rng = np.random.default_rng(0)
+    screens = []
+    for _ in range(SCREENS):
+        for action in rng.integers(len(actions), size=10):
+            for _ in range(4):
+                emulator.act(actions[action])
+            if emulator.game_over():
+                emulator.reset_game()
+        screens.append(np.concatenate([emulator.getScreenGrayscale()[..., None], emulator.getScreenRGB()], axis=-1))
+    return [int(value) for value in np.median(screens, axis=(0, 1, 2))]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.environments import SB3, make_environment
+from benchmarks.peers.environments import SB3, center, make_environment
 from leap_rl.config import Config, load_config
 from leap_rl.processes import initial_parameters, resolve, start_process
 from leap_rl.seeding import Purpose, derive_seed
@@ -53,6 +53,7 @@ def sb3(config: Config, game: str) -> Iterator[dict[str, float]]:
         "game": game,
         "row_steps": ROW_STEPS,
         "cores": 1,
+        "center": center(config, game),
         **config.model_dump(include={"run", "agent", "env", "task"}),
     }
     command = [str(python), str(SB3_SCRIPT), json.dumps(settings)]

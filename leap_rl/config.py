@@ -119,6 +119,9 @@ class EnvConfig(_Section):
     color: Literal["grey", "rgb"] = "grey"
     screen_size: Annotated[int, Field(ge=36, le=210, description="pixels a side")] = 84
     frame_stack: PositiveInt = 4
+    center: Annotated[
+        Literal["none", "background"], Field(description="background: the game's median pixel, in random play, is 0")
+    ] = "none"
 
 
 class StreamConfig(_Section):

@@ -54,6 +54,7 @@ class GameInfo:
     difficulties: tuple[int, ...]
     default_mode: int
     default_difficulty: int
+    background: tuple[int, ...]  # median pixel of random play: grey, red, green, blue
     seconds_per_step: float  # emulation of one agent step of 4 frames, on the machine that wrote the file
 
     @property
@@ -83,7 +84,10 @@ def catalogue() -> dict[str, GameInfo]:
     times each; a test holds it against ALE.
     """
     rows = json.loads((files("leap_rl") / "games.json").read_text())
-    return {row["name"]: GameInfo(**row | {key: tuple(row[key]) for key in ("modes", "difficulties")}) for row in rows}
+    return {
+        row["name"]: GameInfo(**row | {key: tuple(row[key]) for key in ("modes", "difficulties", "background")})
+        for row in rows
+    }
 
 
 def parse_game(text: str) -> Game:

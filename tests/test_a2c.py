@@ -410,17 +410,17 @@ def test_actions_are_drawn_with_the_probabilities_of_the_policy() -> None:
     assert ((counts / num_draws - probabilities).abs() < 5 * deviations).all()
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
-def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "center"), [("rmsprop", "none"), ("adam", "background")])
+def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(optimizer: str, center: str) -> None:
     """Everything again from the recorded transitions, with a copy of the network and torch's own optimizers.
     Games are cut after 5 agent steps, so that the unroll holds truncated ones."""
     config = tiny_config(
         **{
             "agent.optimizer": optimizer, "agent.max_grad_norm": 0.1, "agent.unroll": 7, "agent.discount": 0.9,
-            "env.max_episode_frames": 20, "env.noop_max": 0, "agent.num_envs": 2,
+            "env.max_episode_frames": 20, "env.noop_max": 0, "agent.num_envs": 2, "env.center": center,
         }
     )  # fmt: skip
-    process = start(config)
+    process = start(config, Task(0, 0, "pong", seed=11))
     copy = ActorCritic(config, process.envs.num_actions)
     copy.load_state_dict(process.network.state_dict())
     observations, steps, actions = [torch.from_numpy(process.envs.observations.copy())], [], []
@@ -437,15 +437,18 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
     process.envs.step = recorded  # type: ignore[method-assign]
     loss = process.update()
 
+    def seen(screens: torch.Tensor) -> torch.Tensor:
+        return screens.float() - 87 if center == "background" else screens  # Pong's background
+
     assert sum(len(step.final_observations) for step in steps) == 2
-    logits, values = zip(*(copy(screen) for screen in observations[:-1]), strict=True)
+    logits, values = zip(*(copy(seen(screen)) for screen in observations[:-1]), strict=True)
     returns = torch.zeros(7, 2)
     for env in range(2):
-        following = float(copy(observations[-1])[1][env].detach())
+        following = float(copy(seen(observations[-1]))[1][env].detach())
         for t in reversed(range(7)):
             reward = float(np.clip(steps[t].rewards[env], -1, 1))
             if steps[t].truncated[env]:
-                following = float(copy(torch.from_numpy(steps[t].final_observations[env][None]))[1].detach())
+                following = float(copy(seen(torch.from_numpy(steps[t].final_observations[env][None])))[1].detach())
             following = reward + (0 if steps[t].terminated[env] else 0.9 * following)
             returns[t, env] = following
     expected = a2c_loss(torch.stack(logits), torch.stack(values), torch.stack(actions), returns, 0.5, 0.01)
@@ -464,6 +467,20 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
     for (name, ours), theirs in zip(process.network.named_parameters(), copy.parameters(), strict=True):
         moved = 7e-3 if optimizer == "rmsprop" else 7e-4  # the first move of a parameter is at most this long
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * moved, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize(
+    ("game", "env", "expected"),
+    [
+        ("pong", {}, [87] * 4),
+        ("breakout", {}, [0] * 4),
+        ("pong:mode=1", {"env.color": "rgb", "env.frame_stack": 2}, [144, 72, 17] * 2),
+    ],
+)
+def test_the_center_is_the_background_of_the_game(game: str, env: dict[str, Any], expected: list[int]) -> None:
+    process = start(tiny_config(**{"env.center": "background", **env}), Task(0, 0, game, seed=11))
+    assert process.center is not None
+    assert process.center.flatten().tolist() == expected
 
 
 # -------------------------------------------------------------------------------------- the process: walks
@@ -599,6 +616,7 @@ def test_a_process_goes_on_in_another_one_to_the_same_bits(
         **{
             "agent.optimizer": optimizer, "precision": precision, "meta.metric": metric,
             "meta.parameters": parameters, "env.full_action_space": parameters == "all",
+            "env.center": "background" if metric == "length" else "none",
             "agent.num_envs": 2, "task.agent_steps": 110, "stream.segment_updates": 4,  # segments of 4, 4 and 3
             "env.max_episode_frames": 70,  # games end, and no-ops are drawn, within the few steps
             "env.sticky_actions": 0.5,  # the action that was held before a state shows after it

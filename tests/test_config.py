@@ -311,7 +311,8 @@ OTHER = {
     "agent.lr": 1e-3, "agent.rmsprop_decay": 0.9, "agent.epsilon": 1e-4, "agent.max_grad_norm": 0.5,
     "env.frame_skip": 3, "env.sticky_actions": 0.0, "env.noop_max": 0, "env.max_episode_frames": 1000,
     "env.life_loss": "terminal", "env.full_action_space": False, "env.color": "rgb", "env.screen_size": 64,
-    "env.frame_stack": 1, "stream.segment_updates": 100, "stream.compression": "int8", "log.segments": False,
+    "env.frame_stack": 1, "env.center": "background",
+    "stream.segment_updates": 100, "stream.compression": "int8", "log.segments": False,
     "workers.per_node": 2, "meta.schedule": "asynchronous", "meta.max_staleness": 2, "faults.min_tasks": 2,
     "faults.segment_timeout": 60.0,
 }  # fmt: skip

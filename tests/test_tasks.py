@@ -159,6 +159,7 @@ def test_the_catalogue_is_what_ale_reports():
             "difficulties": list(info.difficulties),
             "default_mode": info.default_mode,
             "default_difficulty": info.default_difficulty,
+            "background": list(info.background),
         }
         assert ours == {key: value for key, value in reported.items() if key != "seconds_per_step"}
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.peers.environments import ENVPOOL, SAMPLE_FACTORY, SB3, make_environment
+from benchmarks.peers.environments import ENVPOOL, SAMPLE_FACTORY, SB3, center, make_environment
 from leap_rl.config import load_config
 
 SCRIPTS = Path(__file__).parent
@@ -53,10 +53,12 @@ def measure(name: str, game: str, options: argparse.Namespace) -> float:
     python = make_environment(name, peer.requirements) if peer.requirements else Path(sys.executable)
     with tempfile.TemporaryDirectory(prefix="p-") as folder:  # short: Ray has sockets in it
         overrides = [f"agent.num_envs={options.num_envs}", f"agent.unroll={options.unroll}"]
+        config = load_config(options.config, overrides)
         settings = {
-            "game": game, "cores": cores, "folder": folder, "row_steps": 5 * options.num_envs * options.unroll,
+            "game": game, "center": center(config, game), "cores": cores, "folder": folder,
+            "row_steps": 5 * options.num_envs * options.unroll,
             "config": options.config, "overrides": overrides, **peer.settings,
-            **load_config(options.config, overrides).model_dump(include={"run", "agent", "env"}),
+            **config.model_dump(include={"run", "agent", "env"}),
             "task": {"agent_steps": 10**9},
         }  # fmt: skip
         command = [str(python), str(SCRIPTS / peer.script), json.dumps(settings)]

@@ -22,10 +22,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 
 class Mnih2013(BaseFeaturesExtractor):  # type: ignore[misc]
-    """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each."""
+    """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each. ``center``: subtracted from the pixels."""
 
-    def __init__(self, observation_space: Any) -> None:
+    def __init__(self, observation_space: Any, center: float) -> None:
         super().__init__(observation_space, features_dim=256)
+        self.center = center / 255  # SB3 has divided by it
         self.layers = torch.nn.Sequential(
             torch.nn.Conv2d(observation_space.shape[0], 16, 8, stride=4),
             torch.nn.ReLU(),
@@ -37,7 +38,7 @@ class Mnih2013(BaseFeaturesExtractor):  # type: ignore[misc]
         )
 
     def forward(self, observations: torch.Tensor) -> Any:
-        return self.layers(observations)
+        return self.layers(observations - self.center)
 
 
 class Rows(BaseCallback):  # type: ignore[misc]
@@ -99,7 +100,11 @@ def main(settings: dict[str, Any]) -> None:
         rms_prop_eps=agent["epsilon"],
         seed=seed,
         device="cpu",
-        policy_kwargs={"features_extractor_class": Mnih2013, "net_arch": []},
+        policy_kwargs={
+            "features_extractor_class": Mnih2013,
+            "features_extractor_kwargs": {"center": settings["center"]},
+            "net_arch": [],
+        },
     )
     model.learn(settings["task"]["agent_steps"], callback=Rows(settings["row_steps"]))
 

@@ -22,7 +22,7 @@ from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned, meta_name
 from leap_rl.processes.atari import AtariVector, Step
 from leap_rl.rules import HEADS, make_path
-from leap_rl.tasks import parse_game
+from leap_rl.tasks import Game, catalogue, parse_game
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
 
@@ -76,6 +76,7 @@ class A2CProcess:
         self.optimizer = _optimizer(self.parameters, config)
         self.path = make_path(config.meta)
         channels, height, width = self.envs.observations.shape[1:]
+        self.center = self._find_center(game)
         self.inputs = torch.empty(  # [T, B, C, H, W], channels-last: the observations of an unroll
             (agent.unroll, agent.num_envs, height, width, channels),
             dtype=self.network.encoder.compute_dtype, device=self.device,
@@ -130,7 +131,7 @@ class A2CProcess:
         weights = network.encoder.weights()
         trace, actions, rewards, discounts = [], [], [], []
         for inputs in self.inputs:
-            inputs.copy_(torch.from_numpy(self.envs.observations))
+            self._see(self.envs.observations, out=inputs)
             activations = network.encoder.activations(inputs, weights)
             with torch.no_grad():
                 logits, _ = network.heads(activations.features.float())
@@ -142,7 +143,7 @@ class A2CProcess:
             rewards.append(step_rewards)
             discounts.append(step_discounts)
         with torch.no_grad():
-            following = network.encoder.activations(self._to_device(self.envs.observations), weights)
+            following = network.encoder.activations(self._see(self.envs.observations), weights)
             bootstrap = network.heads(following.features.float())[1]
         returns = n_step_returns(self._stack(rewards), self._stack(discounts), bootstrap)
 
@@ -196,7 +197,7 @@ class A2CProcess:
             self.segment.episode_length += episode.length
         for env, observation in step.final_observations.items():
             with torch.no_grad():
-                value = self.network(self._to_device(observation[None]))[1]
+                value = self.network(self._see(observation[None]))[1]
             rewards[env] += agent.discount * float(value)
         discounts = torch.from_numpy(~(step.terminated | step.truncated)).float() * agent.discount
         return rewards, discounts
@@ -217,8 +218,21 @@ class A2CProcess:
         values = torch.split(vector, [shape.numel() for shape in shapes.values()])
         return {n: v.view(shape).clone() for (n, shape), v in zip(shapes.items(), values, strict=True)}
 
-    def _to_device(self, observations: np.ndarray) -> Tensor:
-        return torch.from_numpy(observations).to(self.device)
+    def _see(self, observations: np.ndarray, out: Tensor | None = None) -> Tensor:
+        """uint8 [B, C, H, W] → what the network is given, in the compute dtype, which holds it exactly."""
+        seen = torch.from_numpy(observations)
+        out = seen.to(self.device, self.network.encoder.compute_dtype) if out is None else out.copy_(seen)
+        return out if self.center is None else out.sub_(self.center)
+
+    def _find_center(self, game: Game) -> Tensor | None:
+        """[C, 1, 1]: what is subtracted from each channel; None where nothing is. A background far from zero is an
+        offset common to all weights of the first layer, with which Pong (87 of 255) is learned far more slowly."""
+        config = self.config.env
+        if config.center == "none":
+            return None
+        grey, *colors = catalogue()[game.rom].background
+        center = torch.tensor((colors if config.color == "rgb" else [grey]) * config.frame_stack).view(-1, 1, 1)
+        return center.to(self.device, self.network.encoder.compute_dtype)
 
     def _stack(self, steps: list[Tensor]) -> Tensor:
         return torch.stack(steps).to(self.device)
