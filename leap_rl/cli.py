@@ -15,7 +15,7 @@ from leap_rl.types import BadInputError, LeapRLError
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         code: int = options.command(options)
         sys.stdout.flush()
@@ -31,6 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
         if error.filename is None and error.strerror is None:
             raise
         return _complain(f"{error.filename or 'writing'}: {error.strerror}", 1)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Takes key=value behind options too, where argparse expects no more of them."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and ("overrides" not in options or any(argument.startswith("-") for argument in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.overrides += more
+    return options
 
 
 def _complain(message: str, code: int) -> int:
@@ -79,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "sources", metavar="RUN_OR_FILE", nargs="+",
         help="run directories and initialization files; key=value after them replaces a key that says where it runs",
     )  # fmt: skip
+    evaluate.set_defaults(overrides=[])
     evaluate.add_argument("--games", metavar="GAME", nargs="+", help="default: tasks.held_out of the (first) run")
     evaluate.add_argument("--seeds", metavar="N", type=int, default=3, help="of each game and arm (default 3)")
     evaluate.add_argument("--agent-steps", metavar="K", type=int, help="of a task (default: task.agent_steps)")
@@ -183,12 +195,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from leap_rl.evaluation.plan import make_plan
     from leap_rl.evaluation.report import check_figures
 
-    overrides = [source for source in options.sources if re.match(r"[a-z_.]+=", source)]
-    sources = [source for source in options.sources if source not in overrides]
+    named = [*options.sources, *options.overrides]
+    overrides = [text for text in [*named, *(options.games or [])] if re.match(r"[a-z_.]+=", text)]
+    sources = [text for text in named if text not in overrides]
+    games = options.games and [game for game in options.games if game not in overrides]
     if not sources:
         raise BadInputError("name a run directory or an initialization file")
     check_figures()
-    plan = make_plan(sources, overrides, options.games, options.seeds, options.agent_steps, options.out)
+    plan = make_plan(sources, overrides, games, options.seeds, options.agent_steps, options.out)
 
     from leap_rl.backends import open_backend
     from leap_rl.evaluation.evaluate import check_directory, open_directory, run_evaluation

@@ -89,7 +89,17 @@ def test_keys_lists_every_key_and_what_may_differ_on_a_resume(run_main):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("nosuch",), ("train",), ("show",), ("games", "pong"), ("show", "a", "b"), ("train", "--nosuch", "c.yaml")],
+    [
+        (),
+        ("nosuch",),
+        ("train",),
+        ("show",),
+        ("games", "pong"),
+        ("games", "--json", "pong"),
+        ("show", "a", "b"),
+        ("train", "--nosuch", "c.yaml"),
+        ("train", "c.yaml", "--json", "meta.steps=3", "--nosuch"),
+    ],
     ids=" ".join,
 )
 def test_arguments_that_are_not_understood_are_one_line(run_main, arguments):
@@ -255,6 +265,17 @@ def test_a_bad_override_is_one_line_and_creates_nothing(tmp_path, run_main, over
     config = write_config(tmp_path)
     assert_one_line(*run_main("train", config, override), *fragments)
     assert listing(tmp_path) == ["config.yaml"]
+
+
+def test_overrides_and_options_come_in_any_order(tmp_path, run_main):
+    config = write_config(tmp_path)
+    for arguments in (
+        ("--json", config, "meta.steps=0"),
+        (config, "meta.steps=0", "--json"),
+        (config, "--json", "meta.steps=0"),
+        (config, "meta.lr=2.0", "--json", "meta.steps=0"),
+    ):
+        assert_one_line(*run_main("train", *arguments), "meta.steps = 0")
 
 
 @pytest.mark.parametrize(

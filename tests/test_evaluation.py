@@ -144,6 +144,8 @@ def refused(run_main, folder, *arguments):
         (["RUN", "agent.lr=1"], ["agent.lr=1", "trains as the run did", "workers"]),
         (["RUN", "run.dir=x"], ["run.dir=x", "trains as the run did"]),
         (["RUN", "workers.count=0"], ["workers.count = 0", "greater than 0"]),
+        (["RUN", "--seeds", "1", "workers.count=0"], ["workers.count = 0", "greater than 0"]),
+        (["RUN", "--games", "alien", "workers.count=0"], ["workers.count = 0", "greater than 0"]),
         (["backend=serial"], ["name a run directory"]),
         (["nowhere"], ["nowhere: does not exist"]),
         (["zzz://bucket/run"], ["zzz://bucket/run", "cannot be opened"]),
