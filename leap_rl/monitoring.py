@@ -22,7 +22,7 @@ from leap_rl.learner import Checkpoint, MetaStep, due
 from leap_rl.ledger import TaskReport
 from leap_rl.probes import Cosines, mean_cosine
 from leap_rl.run import Progress, RunDirectory
-from leap_rl.types import Fault, Place, Task
+from leap_rl.types import Fault, Notice, Place, Task
 
 PLAIN_SECONDS = 30.0  # between status lines where output is not a terminal
 MEANS = ("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "clipped_reward")
@@ -112,6 +112,10 @@ class Monitor:
         self._say(f"[yellow]{fault.text}[/]")
         row = {"kind": "fault", "meta_step": meta_step, "game": fault.task and fault.task.name, "text": fault.text}
         self._run.append_metrics([row])
+
+    def notice(self, notice: Notice) -> None:
+        """Nothing goes on: says why."""
+        self._say(f"[yellow]{notice.text}[/]")
 
     def _say_plainly(self, report: TaskReport) -> None:
         """A line for each finished task, and a sign of life between them."""

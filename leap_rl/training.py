@@ -11,7 +11,7 @@ from leap_rl.processes import initial_parameters
 from leap_rl.run import Progress, RunDirectory
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.tasks import tasks_at
-from leap_rl.types import Fault
+from leap_rl.types import Fault, Notice
 
 
 def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Monitor) -> Checkpoint:
@@ -35,6 +35,8 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         for event in backend.run_tasks(tasks, checkpoint):
             if isinstance(event, Fault):
                 monitor.log_fault(event, meta_step)
+            elif isinstance(event, Notice):
+                monitor.notice(event)
             else:
                 monitor.log_segment(event)
         outcome = backend.meta_step()

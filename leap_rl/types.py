@@ -85,7 +85,14 @@ class Increment:
 class Fault:
     """Something went wrong and was dealt with, or a task was dropped."""
 
-    task: Task | None  # None: the learner was lost
+    task: Task | None  # None: it was not about one task
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Why nothing goes on: somebody may want to know, and nothing is wrong yet."""
+
     text: str
 
 

@@ -61,7 +61,7 @@ def ask_too_late(self, reference):
         self.too_late = True
         ray.wait(list(self._running))
         ray.kill(self._learner)
-        reference = self._learner.poll.remote(self._seen)
+        reference = self._learner.poll.remote(self._seen, [])
     return ask(self, reference)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from leap_rl.config import Config
 from leap_rl.learner import Checkpoint, MetaStep
 from leap_rl.ledger import TaskReport
-from leap_rl.types import Fault, Task
+from leap_rl.types import Fault, Notice, Task
 
 MAX_ERRORS = 2  # of a task itself: it is deterministic, so once more tells a broken machine from a broken task
 
@@ -21,11 +21,11 @@ class Backend(Protocol):
     @property
     def num_workers(self) -> int: ...
 
-    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault]:
+    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault | Notice]:
         """Trains tasks from the checkpoint's initialization, streaming increments to the learner, until it is
         ready to step. What is under way from an earlier call goes on.
 
-        Yields a report for each segment that the learner has received, and what went wrong.
+        Yields a report for each segment that the learner has received, what went wrong, and what is waited for.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Ray actors: one a worker, and one for the Leap learner. The only module that imports Ray.
+"""The driver of Ray actors: one a worker, and one for the Leap learner. Only this, actors.py and cluster.py import Ray.
 
 The initialization goes out once per version, through the object store. Workers stream increments to the
 learner while their tasks run; the driver only says who runs what, and asks the learner what has arrived.
@@ -8,23 +8,14 @@ by one at the checkpoint that the driver has committed; whoever takes a task up 
 an isolated worker still sends for a task that was given to another is refused by its attempt.
 """
 
-import logging
-import os
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
-from numpy.typing import NDArray
-from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import (
     ActorUnschedulableError,
     GetTimeoutError,
@@ -38,18 +29,16 @@ from ray.util.metrics import Counter as Metric
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_rl.backends import MAX_ERRORS
+from leap_rl.backends.actors import Learner, News, Worker
+from leap_rl.backends.cluster import fits, join, own_node, room
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaLearner, MetaStep
+from leap_rl.learner import Checkpoint, MetaStep
 from leap_rl.ledger import TaskReport
-from leap_rl.run import check_reachable
-from leap_rl.storage import open_storage
-from leap_rl.streaming import TaskStream
-from leap_rl.task_store import TaskStore
 from leap_rl.tasks import longest_first
-from leap_rl.types import BadInputError, Fault, LeapRLError, Place, Task, TaskError, Tensors
+from leap_rl.types import Fault, LeapRLError, Notice, Place, Task, TaskError
 
-CONNECT_SECONDS = 5.0  # for something to answer at ray.address
 POLL_SECONDS = 1.0  # between questions to the learner while tasks run
+NOTICE_SECONDS = 60.0  # of waiting, until that is said
 MAX_LOSSES = 5  # workers that one task may lose without a segment done between, before the run stops
 MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready
 
@@ -62,41 +51,12 @@ class _LostError(Exception):
         self.alive = alive
 
 
-class Worker:
-    """Runs learning processes, one at a time (an actor)."""
+@dataclass
+class _Start:
+    """A worker that is not ready yet."""
 
-    def __init__(self, config: Config) -> None:
-        _send_tensors_as_arrays()
-        self._config = config
-
-    def ready(self) -> None:
-        """Raises BadInputError where the run directory cannot be reached from this node."""
-        check_reachable(self._config, ray.util.get_node_ip_address())
-
-    def run_task(self, task: Task, version: int, initialization: Tensors, attempt: int, learner: Any) -> None:
-        """Trains one task from wherever it stands, sending its increments to the learner: one is under way
-        while the next is made. Stops early where the learner has no use for them."""
-        store = TaskStore(open_storage(self._config.run.dir))
-        stream = TaskStream(self._config, store, task, version, initialization, attempt)
-        sent = learner.adopt.remote(stream.ledger)
-        for increment in stream.increments():
-            if not ray.get(sent):
-                return
-            sent = learner.receive.remote(increment)
-        ray.get(sent)
-
-
-class Learner(MetaLearner):
-    """The Leap learner as an actor."""
-
-    def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
-        _send_tensors_as_arrays()
-        super().__init__(config.meta, checkpoint, config.faults.min_tasks)
-
-    def poll(self, seen: dict[Place, int]) -> tuple[list[TaskReport], set[Place], bool]:
-        """What the driver wants to know while tasks run: what is new, which tasks need no worker any more, and
-        whether the learner is ready to step."""
-        return self.reports(seen), self.done(), self.ready()
+    worker: Any
+    placed: float | None = None  # since when it has had a place, on the monotonic clock
 
 
 @dataclass
@@ -118,7 +78,7 @@ class RayBackend:
         self._config = config
         self._learner: Any = None
         self._workers: dict[Any, str | None] = {}  # worker → the node it is bound to, if any
-        self._starting: dict[Any, Any] = {}  # what will be done once it is ready → worker
+        self._starting: dict[Any, _Start] = {}  # what will be done once it is ready → which
         self._idle: list[Any] = []
         self._running: dict[Any, _Assignment] = {}  # what will be done → who does it
         self._waiting: deque[Task] = deque()
@@ -127,7 +87,12 @@ class RayBackend:
         self._attempts: Counter[Place] = Counter()
         self._errors: Counter[Place] = Counter()  # raised by a task itself
         self._losses: Counter[Place] = Counter()  # of workers, since the task's last segment
-        self._failed_starts = 0
+        self._failed_starts = 0  # of workers, in a row
+        self._late_starts = 0  # of them: too late
+        self._question: Any = None  # to the learner, under way
+        self._asked = self._spoke = time.monotonic()
+        self._late_answers = 0  # of learners, in a row
+        self._told = 0  # workers for which there was no room when that was said last
 
     @property
     def num_workers(self) -> int:
@@ -135,9 +100,7 @@ class RayBackend:
 
     def __enter__(self) -> "RayBackend":
         try:
-            with _interrupts_held_back():
-                _connect(self._config)
-            _check_resources(self._config)
+            join(self._config)
             counted = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")  # on Ray's dashboard
             self._metrics = {name: Metric(f"leap_rl_{name}", tag_keys=("run",)) for name in counted}
         except BaseException:
@@ -152,35 +115,41 @@ class RayBackend:
         for name, amount in amounts.items():
             self._metrics[name].inc(amount, {"run": self._config.run.dir})
 
-    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault]:
+    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault | Notice]:
         self._checkpoint, self._version = checkpoint, ray.put(checkpoint.initialization)
         self._waiting.extend(longest_first([task for task in tasks if task.place not in self._given]))
         self._given = {task.place: task for task in tasks}
         if self._learner is None:
             self._start_learner()
         while True:
+            own_node()
             self._hire()
             self._assign()
             yield from self._collect()
             try:
-                reports, done, ready = self._ask(self._learner.poll.remote(self._seen))
+                news = self._news()
             except _LostError:
                 yield self._replace_learner()
                 continue
-            for report in reports:
-                place = report.task.place
-                self._seen[place] = report.sequence + 1
-                self._losses[place] = 0
-                sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
-                self._count(increments=1, **sums)
-                for assignment in self._running.values():
-                    if assignment.task.place == place:
-                        assignment.heard = time.monotonic()
-                yield report
-            if ready:
-                return
-            self._take_up_again(done)
-            yield from self._watch()
+            if news:
+                for report in news.reports:
+                    self._hear(report)
+                    yield report
+                if news.ready:
+                    return
+                self._take_up_again(news.done)
+                yield from self._watch(news.places)
+            yield from self._say_what_is_missing(news)
+
+    def _hear(self, report: TaskReport) -> None:
+        place = report.task.place
+        self._seen[place] = report.sequence + 1
+        self._losses[place] = 0
+        sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
+        self._count(increments=1, **sums)
+        for assignment in self._running.values():
+            if assignment.task.place == place:
+                assignment.heard = time.monotonic()
 
     def meta_step(self) -> MetaStep:
         while True:
@@ -189,6 +158,7 @@ class RayBackend:
                 self._count(meta_steps=1)
                 return outcome
             except _LostError:  # the next learner is given what this one had, and takes the same step
+                self._replace_learner()
                 for _ in self.run_tasks(list(self._given.values()), self._checkpoint):
                     pass
 
@@ -200,7 +170,7 @@ class RayBackend:
         if workers.per_node is None:
             wanted: list[str | None] = [None] * workers.count
         else:
-            nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _fits(node, self._config)]
+            nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and fits(node, self._config)]
             wanted = [node for node in nodes for _ in range(workers.per_node)]
         missing = Counter(wanted) - Counter(self._workers.values())
         for node in missing.elements():
@@ -209,7 +179,7 @@ class RayBackend:
                 options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
             worker = ray.remote(Worker).options(**options).remote(self._config)
             self._workers[worker] = node
-            self._starting[worker.ready.remote()] = worker
+            self._starting[worker.ready.remote()] = _Start(worker)
 
     def _assign(self) -> None:
         while self._waiting and self._idle:
@@ -223,6 +193,8 @@ class RayBackend:
         """Waits for workers that are ready, done or lost."""
         pending = [*self._running, *self._starting]
         ready, _ = ray.wait(pending, timeout=POLL_SECONDS) if pending else ([], [])
+        if not self._workers:
+            time.sleep(POLL_SECONDS)
         for done in ready:
             if done in self._starting:
                 self._collect_start(done)
@@ -230,7 +202,7 @@ class RayBackend:
                 yield from self._collect_task(done)
 
     def _collect_start(self, done: Any) -> None:
-        worker = self._starting.pop(done)
+        worker = self._starting.pop(done).worker
         try:
             self._ask(done)
         except _LostError as error:
@@ -239,7 +211,7 @@ class RayBackend:
             if self._failed_starts == MAX_FAILED_STARTS:
                 raise LeapRLError(f"{MAX_FAILED_STARTS} workers in a row died at their start: {error}") from error
         else:
-            self._failed_starts = 0
+            self._failed_starts = self._late_starts = 0
             self._idle.append(worker)
 
     def _collect_task(self, done: Any) -> Iterator[Fault]:
@@ -264,7 +236,7 @@ class RayBackend:
             ray.kill(worker)  # it may live on an isolated node
             del self._workers[worker]
             self._count(restarts=1)
-            self._starting |= {idle.ready.remote(): idle for idle in self._idle}  # are they on the same node?
+            self._starting |= {idle.ready.remote(): _Start(idle) for idle in self._idle}  # are they on the same node?
             self._idle = []
             self._losses[task.place] += 1
             if self._losses[task.place] == MAX_LOSSES:
@@ -285,33 +257,80 @@ class RayBackend:
     def _segment(self, task: Task) -> int:
         return self._seen.get(task.place, 0) + 1
 
-    def _watch(self) -> Iterator[Fault]:
-        """Stops workers of which nothing has been heard for too long."""
-        limit = self._config.faults.segment_timeout
+    def _watch(self, places: dict[str, str]) -> Iterator[Fault]:
+        """Stops workers of which nothing has been heard for too long: at a task, or since they had a place to start.
+
+        Those that only start slowly must not be stopped for ever: each that is late gives the next twice the time.
+        """
+        now, limit = time.monotonic(), self._config.faults.segment_timeout
         for assignment in self._running.values():
-            if time.monotonic() - assignment.heard > limit:
-                assignment.heard = time.monotonic()
+            if now - assignment.heard > limit:
+                assignment.heard = now
                 task = assignment.task
                 ray.kill(assignment.worker)
                 yield Fault(task, f"{task}: no increment for faults.segment_timeout = {limit:g} s; worker stopped")
+        limit *= 2**self._late_starts
+        for start in self._starting.values():
+            address = places.get(start.worker._actor_id.hex())
+            if address and start.placed is None:
+                start.placed = now
+            elif address and start.placed is not None and now - start.placed > limit:
+                start.placed = now
+                self._late_starts += 1
+                ray.kill(start.worker)
+                next_task = self._waiting[0] if self._waiting else None
+                text = f"the worker on {address} was not ready in {limit:g} s (faults.segment_timeout); worker stopped"
+                yield Fault(next_task, f"{next_task}: {text}" if next_task else text)
+
+    def _say_what_is_missing(self, news: News | None) -> Iterator[Notice]:
+        """Once a minute while nothing goes on. Where workers are missing and others work, once."""
+        now = time.monotonic()
+        missing = sum(start.placed is None for start in self._starting.values()) or int(not self._workers)
+        if news and not missing:
+            self._told = 0
+        if news and (not missing or (self._running and missing == self._told)):
+            self._spoke = now
+        elif now - self._spoke > NOTICE_SECONDS:
+            self._spoke = now
+            if news:
+                self._told = missing
+                yield Notice(f"workers that wait for a node with room: {missing}; each asks for {room(self._config)}")
+            else:
+                yield Notice(f"the Leap learner has not answered for {now - self._asked:.0f} s")
 
     # ------------------------------------------------------------------------------------- the learner
 
     def _start_learner(self) -> None:
         """Starts it on the driver's node, and nowhere else: they die together anyway. (By a resource that each
         node has: Ray places an actor that needs none at random, even with a soft affinity.)"""
-        here = ray.get_runtime_context().get_node_id()
-        address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
+        address = own_node()["NodeManagerAddress"]
         learner = ray.remote(Learner).options(num_cpus=0, resources={f"node:{address}": 0.001})
         self._learner = learner.remote(self._config, self._checkpoint)
+
+    def _news(self) -> News | None:
+        """What the learner has to say; None where it has not answered yet, as while it starts. Raises _LostError where
+        it is gone or too late: then the next one is given twice the time, since it may only be slow to start."""
+        if self._question is None:
+            starting = [start.worker._actor_id.hex() for start in self._starting.values()]
+            self._question, self._asked = self._learner.poll.remote(self._seen, starting), time.monotonic()
+        answered, _ = ray.wait([self._question], timeout=POLL_SECONDS)
+        if answered:
+            news: News = self._ask(self._question)
+            self._question, self._late_answers = None, 0
+            return news
+        if time.monotonic() - self._asked > self._config.faults.segment_timeout * 2**self._late_answers:
+            self._late_answers += 1
+            raise _LostError("no answer")
+        for assignment in self._running.values():  # it is not their fault that nothing is heard of them
+            assignment.heard = time.monotonic()
+        return None
 
     def _replace_learner(self) -> Fault:
         """Starts a learner at the last checkpoint. Tasks that run fail at their next increment and come back."""
         ray.kill(self._learner)  # it may hang
+        self._question = None
         self._start_learner()
         self._count(restarts=1)
-        for assignment in self._running.values():  # it is not their fault that nothing was heard of them
-            assignment.heard = time.monotonic()
         return Fault(None, "the Leap learner was lost; the next one is given what is saved of each task")
 
     def _ask(self, reference: Any) -> Any:
@@ -328,117 +347,3 @@ class RayBackend:
             raise _LostError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
         except (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError) as error:
             raise _LostError(str(error)) from error
-
-
-def _send_tensors_as_arrays() -> None:
-    """Tensors leave this process through Ray as NumPy arrays, which Ray moves without pickling their bytes:
-    several times faster than torch's own pickling. What arrives is a copy, since the store is read-only."""
-    ray.util.register_serializer(torch.Tensor, serializer=_to_array, deserializer=_from_array)
-
-
-def _to_array(tensor: torch.Tensor) -> tuple[NDArray[Any], torch.dtype]:
-    tensor = tensor.detach().cpu()
-    as_bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bf16
-    return as_bits.numpy(), tensor.dtype
-
-
-def _from_array(message: tuple[NDArray[Any], torch.dtype]) -> torch.Tensor:
-    array, dtype = message
-    return torch.from_numpy(array.copy()).view(dtype)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until Ray has started: stopped while it starts, it leaves processes behind.
-    Puts the handlers back that ray.init replaces."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda received, _: came.append(received)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
-
-
-def _connect(config: Config) -> None:
-    """Joins the cluster at ``ray.address``, or starts one on the loopback interface.
-
-    Raises BadInputError where no cluster answers.
-    """
-    address = config.ray.address
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address == "local":
-        cpus = max(config.workers.count * config.workers.cpus, os.cpu_count() or 1)
-        try:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-        except Exception as error:  # Ray raises bare ones, e.g. where the machine is too busy to start in time
-            raise LeapRLError(f"ray.address = local: Ray does not start: {error}") from error
-        return
-    problem = f"ray.address = {address}: "
-    where = address.removeprefix("ray://")
-    host, _, port = where.rpartition(":")
-    if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 65536):
-        raise BadInputError(problem + "must be local, auto, host:port or ray://host:port")
-    if (
-        where == address
-    ):  # where ray.init will look: the node's address for 127.0.0.1, a file's that may be old for auto
-        where = canonicalize_bootstrap_address(address)
-    if where:
-        host, _, port = where.rpartition(":")
-        try:
-            answer = _greet(host, int(port))
-        except OSError as error:
-            reason = error.strerror or error
-            raise BadInputError(f"{problem}no Ray cluster answers at {where}: {reason}") from None
-        if not answer:
-            raise BadInputError(f"{problem}what answers at {where} is not a Ray cluster")
-    try:
-        ray.init(address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        lines = [line for line in str(error).strip().splitlines() if line]
-        raise BadInputError(f"{problem}cannot join: {lines[0] if lines else type(error).__name__}") from error
-
-
-def _greet(host: str, port: int) -> bool:
-    """Whether a gRPC server answers: Ray's own attempt would take more than a minute to give up.
-
-    Sends an HTTP/2 preface with an empty SETTINGS frame (RFC 9113, section 3.4) and expects a SETTINGS frame.
-    """
-    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-        try:
-            header = connection.recv(9)
-        except TimeoutError:
-            return False
-    return len(header) == 9 and header[3] == 4
-
-
-def _fits(node: dict[str, Any], config: Config) -> bool:
-    """Whether a node is large enough for a worker."""
-    wanted = {"CPU": config.workers.cpus, "GPU": config.workers.gpus}
-    return all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items() if amount)
-
-
-def _check_resources(config: Config) -> None:
-    """Raises BadInputError where not one worker could be placed, or, on this machine, not all of them: Ray
-    would wait for ever. On a cluster the others start when nodes join."""
-    workers = config.workers
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not any(_fits(node, config) for node in nodes):
-        largest = {name: max(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-        raise BadInputError(
-            f"workers.cpus = {workers.cpus}, workers.gpus = {workers.gpus:g}: no node has room for a worker; "
-            f"the largest has {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs"
-        )
-    total = ray.cluster_resources().get("GPU", 0)
-    if config.ray.address == "local" and workers.count * workers.gpus > total:
-        raise BadInputError(
-            f"workers.count = {workers.count}: with workers.gpus = {workers.gpus:g} needs "
-            f"{workers.count * workers.gpus:g} GPUs; this machine has {total:g}"
-        )

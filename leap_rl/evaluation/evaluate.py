@@ -23,7 +23,7 @@ from leap_rl.ledger import TaskReport
 from leap_rl.run import CONFIG, open_run
 from leap_rl.storage import Storage, open_storage
 from leap_rl.task_store import TaskStore
-from leap_rl.types import BadInputError, Fault, Task
+from leap_rl.types import BadInputError, Fault, Notice, Task
 
 EVALUATION = "evaluation.json"
 
@@ -80,7 +80,7 @@ def run_evaluation(plan: Plan, backend: Backend, storage: Storage, stream: TextI
     )
     num_done = len(tasks) - len(pending)
     for event in backend.run_tasks(pending, checkpoint):
-        if isinstance(event, Fault):
+        if isinstance(event, Fault | Notice):
             print(f"  {event.text}", file=stream)
         elif event.done:
             num_done += 1
