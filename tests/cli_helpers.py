@@ -16,6 +16,7 @@ import yaml
 from leap_rl.config import Config, load_config
 from leap_rl.learner import Checkpoint
 from leap_rl.run import Progress, open_run
+from tests.gradient_steps import GradientSteps
 
 # Three of four games a meta-step: two workers run one after the others. 24 gradient steps a task; 470 is no
 # multiple of an update's 20 agent steps, and 400 frames end episodes of every game within a task.
@@ -115,11 +116,13 @@ def cli(
 
 
 @contextmanager
-def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    folder: Path, *arguments: str | Path, extra: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """``leap-rl`` under way, its output in ``folder``/stdout and /stderr. What is left of its session at the end is
     killed."""
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        process = start(*arguments, stdout=stdout, stderr=stderr)
+        process = start(*arguments, stdout=stdout, stderr=stderr, extra=extra)
     try:
         yield process
     finally:
@@ -144,6 +147,17 @@ def kill_session(leader: int) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+
+
+@contextmanager
+def held(
+    folder: Path, *arguments: str | Path, meta_step: int, step: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], GradientSteps]]:
+    """The same, and no task gets to this gradient step of this meta-step before it may."""
+    steps = GradientSteps(folder / "gradient steps")
+    steps.hold(meta_step, step)
+    with started(folder, *arguments, extra=steps.environment()) as process:
+        yield process, steps
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 120) -> None:

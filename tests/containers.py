@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,6 @@ DOCKER, COMPOSE, DAEMON = "/usr/bin/docker", "/usr/bin/docker-compose", "/usr/sb
 PACKAGES = "docker.io docker-compose iptables mmdebstrap"
 BASE = "python:3.11-slim-bookworm"
 DISK = 8e9  # bytes that all of it takes for a while
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 BRIDGE = Path("/sys/class/net/docker0")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -38,6 +37,26 @@ ln -s /usr/bin/python3.11 "$1/usr/local/bin/python3"
 ln -s /usr/bin/pip3 "$1/usr/local/bin/pip"
 rm "$1/usr/lib/python3.11/EXTERNALLY-MANAGED"
 cp {CERTIFICATES} "$1{CERTIFICATES}"
+"""
+
+
+# Runs the daemon in a folder "$1" until the tests close its input, or are no more. Then it removes containers, so that
+# no process outlives the daemon, and their networks, which are bridges of this machine; and takes back what the daemon
+# leaves: its rules, a FORWARD policy of DROP, forwarding, its bridge.
+KEEPER = f"""
+cd "$1" && exec >log 2>&1
+forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
+iptables-save -t filter >rules && iptables-save -t nat >>rules || exit
+{DAEMON} --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" --host "unix://$1/socket" \\
+    --storage-driver overlay2 &
+cat >/dev/null
+export DOCKER_HOST="unix://$1/socket"
+{DOCKER} ps --all --quiet | xargs --no-run-if-empty {DOCKER} rm --force
+{DOCKER} network prune --force
+kill "$!"
+wait "$!"
+iptables-restore rules && echo "$forwarding" >/proc/sys/net/ipv4/ip_forward &&
+    if [ -e {BRIDGE} ]; then ip link delete {BRIDGE.name}; fi && rm -r "$1"
 """
 
 
@@ -105,20 +124,19 @@ def finish(process: subprocess.Popen[str], timeout: float, check: bool = True) -
 
 @contextmanager
 def engine() -> Iterator[Docker]:
-    """A daemon with the base image of docker/Dockerfile in it. Ends with nothing of it left."""
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="leap-rl-engine-"))
-        stack.callback(shutil.rmtree, folder)
-        base = _make_base(folder)
-        stack.callback(_restore, _rules(), FORWARDING.read_text())
-        daemon = _start_daemon(folder)
-        stack.callback(_stop, daemon)
+    """A daemon with the base image of docker/Dockerfile in it. Nothing of it is left, however the tests end."""
+    folder = Path(tempfile.mkdtemp(prefix="leap-rl-engine-"))
+    keeper = subprocess.Popen(["sh", "-c", KEEPER, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
+    try:
         docker = Docker(folder)
-        _wait_until_up(docker, daemon, folder / "log")
-        stack.callback(_remove_all, docker)
+        base = _make_base(folder)
+        _wait_until_up(docker, keeper, folder / "log")
         docker.run("import", base, BASE, timeout=120)
         base.unlink()
         yield docker
+    finally:
+        keeper.stdin.close()
+        assert keeper.wait(timeout=120) == 0, f"{folder}: the machine is not as it was"
 
 
 def _make_base(folder: Path) -> Path:
@@ -133,49 +151,12 @@ def _make_base(folder: Path) -> Path:
     return base
 
 
-def _start_daemon(folder: Path) -> subprocess.Popen[bytes]:
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(
-            [DAEMON, "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid",
-             "--host", f"unix://{folder}/socket", "--storage-driver", "overlay2"],
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-
-
-def _wait_until_up(docker: Docker, daemon: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(docker: Docker, keeper: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + 60
     while docker.run("info", check=False).returncode:
-        if daemon.poll() is not None or time.monotonic() > end:
+        if keeper.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"the daemon is not up: {log.read_text()[-2000:]}")
         time.sleep(0.2)
-
-
-def _remove_all(docker: Docker) -> None:
-    """Containers first, so that no process outlives the daemon, then their networks, which are bridges here."""
-    containers = docker.run("ps", "--all", "--quiet").stdout.split()
-    if containers:
-        docker.run("rm", "--force", *containers)
-    docker.run("network", "prune", "--force")
-
-
-def _stop(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.terminate()
-    try:
-        daemon.wait(timeout=60)
-    finally:
-        daemon.kill()
-
-
-def _rules() -> bytes:
-    tables = [subprocess.run(["iptables-save", "-t", t], check=True, capture_output=True) for t in ("filter", "nat")]
-    return b"".join(table.stdout for table in tables)
-
-
-def _restore(rules: bytes, forwarding: str) -> None:
-    """The daemon leaves its rules, a FORWARD policy of DROP, forwarding and its bridge behind."""
-    subprocess.run(["iptables-restore"], input=rules, check=True)
-    FORWARDING.write_text(forwarding)
-    subprocess.run(["ip", "link", "delete", "docker0"], check=True)
 
 
 @contextmanager

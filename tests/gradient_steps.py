@@ -1,32 +1,55 @@
-"""Writes down each gradient step that any process begins: who repeats work cannot hide it.
+"""The gradient steps of a run, as its processes begin them: written down, and held up, from outside.
 
-A run is counted from outside. :func:`counted` gives environment variables for it: its Python processes find a
-``sitecustomize`` that wraps ``A2CProcess.update``, and append a line (meta-step, slot, gradient step) to one file.
+    steps = GradientSteps(folder)
+    steps.hold(1, 7)                              # whoever comes to the 8th gradient step of meta-step 1 waits there
+    with started(…, extra=steps.environment()):
+        …                                         # what is under way stays under way, however fast the machine is
+        steps.let_go()
+    steps.begun()                                 # who repeats work cannot hide it
+
+Processes find a ``sitecustomize`` in the folder, which wraps ``A2CProcess.update``: it waits while it is held up, then
+appends a line (meta-step, slot, gradient step) to a file. The folder must be seen by all of them under the same name.
 """
 
 import importlib.abc
 import importlib.util
 import os
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 MODULE = "leap_rl.processes.a2c.process"
-VARIABLE = "LEAP_RL_STEP_COUNTER"
+VARIABLE = "LEAP_RL_GRADIENT_STEPS"
+LOOK_SECONDS = 0.02  # at whether it is still held up
 
 
-def counted(folder: Path) -> dict[str, str]:
-    """Environment variables with which a run counts its steps in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text("from tests.step_counter import install\n\ninstall()\n")
-    repository = Path(__file__).parent.parent
-    return {VARIABLE: str(folder / "steps"), "PYTHONPATH": f"{folder}{os.pathsep}{repository}"}
+class GradientSteps:
+    """Those of the processes that have :meth:`environment`."""
 
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sitecustomize.py").write_text(f"{Path(__file__).read_text()}\n\ninstall()\n")
+        self._folder = folder
 
-def steps_begun(folder: Path) -> Counter[tuple[int, ...]]:
-    """(meta-step, slot, gradient step) → how often it was begun."""
-    return Counter(tuple(map(int, line.split())) for line in (folder / "steps").read_text().splitlines())
+    def environment(self) -> dict[str, str]:
+        repository = Path(__file__).parent.parent
+        return {VARIABLE: str(self._folder), "PYTHONPATH": f"{self._folder}{os.pathsep}{repository}"}
+
+    def hold(self, meta_step: int, step: int = 0) -> None:
+        """Nobody begins this gradient step (counted from 0) of a task of this meta-step, nor a later one, before the
+        next call. What was held up before it goes on."""
+        aside = self._folder / "held.tmp"
+        aside.write_text(f"{meta_step} {step}")
+        aside.rename(self._folder / "held")
+
+    def let_go(self) -> None:
+        (self._folder / "held").unlink(missing_ok=True)
+
+    def begun(self) -> Counter[tuple[int, ...]]:
+        """(meta-step, slot, gradient step) → how often it was begun."""
+        return Counter(tuple(map(int, line.split())) for line in (self._folder / "begun").read_text().splitlines())
 
 
 def install() -> None:
@@ -45,18 +68,28 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def execute_and_wrap(module: Any) -> None:
             execute(module)
-            _count(module.A2CProcess)
+            _wrap(module.A2CProcess, Path(os.environ[VARIABLE]))
 
         spec.loader.exec_module = execute_and_wrap
         return spec
 
 
-def _count(process_class: Any) -> None:
+def _wrap(process_class: Any, folder: Path) -> None:
     update = process_class.update
-    file = os.open(os.environ[VARIABLE], os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # whole lines, whoever writes
+    file = os.open(folder / "begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # whole lines, whoever writes
 
-    def update_and_count(self: Any) -> Any:
+    def update_when_it_may(self: Any) -> Any:
+        while _is_held(folder, (self.task.meta_step, self.num_updates)):
+            time.sleep(LOOK_SECONDS)
         os.write(file, f"{self.task.meta_step} {self.task.slot} {self.num_updates}\n".encode())
         return update(self)
 
-    process_class.update = update_and_count
+    process_class.update = update_when_it_may
+
+
+def _is_held(folder: Path, step: tuple[int, int]) -> bool:
+    try:
+        meta_step, first = map(int, (folder / "held").read_text().split())
+    except FileNotFoundError:
+        return False
+    return step >= (meta_step, first)

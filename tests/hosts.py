@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
-TOOLS = ("unshare", "nsenter", "setpriv", "ip", "iptables", "tc", "mount")
+TOOLS = ("unshare", "nsenter", "setpriv", "ip", "iptables", "ss", "tc", "mount")
 
 # A host, from its first process on: "$1" is its name, "$2" a folder for what is its own, then what is shared.
 # The first process stays and collects orphans, as init does.
@@ -124,6 +124,21 @@ class Host:
         drop = ["-m", "statistic", "--mode", "random", "--probability", str(loss), "-j", "DROP"]
         self.run("iptables", "-A", "INPUT", "-i", "eth0", *drop)
         self.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+
+    def shut_out(self, other: "Host", port: int) -> None:
+        """Whatever the other host sends to this port is lost, of open connections too. Until the next
+        :meth:`power_on`."""
+        self.run("iptables", "-A", "INPUT", "-s", other.address, "-p", "tcp", "--dport", str(port), "-j", "DROP")
+
+    def ports(self, pid: str) -> list[int]:
+        """Where one of this host's processes listens."""
+        sockets = self.run("ss", "-Hltnp").stdout.splitlines()
+        return [int(line.split()[3].rpartition(":")[2]) for line in sockets if f"pid={pid}," in line]
+
+    def reset(self, other: "Host", port: int) -> None:
+        """Breaks the connections that this host has opened to a port of the other, as a firewall that has forgotten
+        them does. New ones can be opened."""
+        self.run("ss", "-K", "dst", other.address, "dport", "=", f":{port}")
 
     def start(self, *command: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen:
         """A command on this host, in the repository's folder; ``options`` as Popen takes them."""

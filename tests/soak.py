@@ -27,7 +27,7 @@ import numpy as np
 
 from leap_rl.run import describe, read_metrics
 from tests.cli_helpers import TINY, cli, kill_session, session, start, write_config
-from tests.step_counter import counted, steps_begun
+from tests.gradient_steps import GradientSteps
 
 WORKERS = 2
 UPDATES, SEGMENT_UPDATES = 40, 8  # gradient steps of a task and of a segment: 5 segments
@@ -119,12 +119,14 @@ def undisturbed(folder: Path, schedule: Sequence[Kill]) -> Report:
 
 
 def disturbed(folder: Path, schedule: Sequence[Kill], say: Callable[[str], None] = lambda text: None) -> Report:
-    """Trains on Ray while the schedule comes true; whenever the driver ends, the same command is given again."""
+    """Trains on Ray while the schedule comes true; whenever the driver ends, the same command is given again. No later
+    meta-step begins before a kill has happened."""
     report = Report()
     run = folder / "run"
     began = time.monotonic()
     with _Drivers(folder, ["train", write_config(folder, changes(meta_steps(schedule))), "backend=ray"]) as drivers:
         for kill in schedule:
+            drivers.steps.hold(kill.meta_step + 1)
             drivers.wait_for(lambda kill=kill: _reached(run, kill))
             time.sleep(kill.delay)
             pid = drivers.wait_for(lambda kill=kill: _victim(drivers.process.pid, kill))
@@ -135,12 +137,13 @@ def disturbed(folder: Path, schedule: Sequence[Kill], say: Callable[[str], None]
             if kill.what in ("raylet", "driver"):
                 code = drivers.start_again()
                 say(f"{time.monotonic() - began:6.1f} s  driver ended with {code}; the same command again")
+        drivers.steps.let_go()
         drivers.wait_for(lambda: drivers.process.poll() == 0)
         report.seconds = round(time.monotonic() - began, 1)
         report.processes_left = drivers.wait_until_clear()
         report.drivers, report.unexpected = len(drivers.all), drivers.unexpected
         report.memory = drivers.memory()
-    begun = steps_begun(folder / "counter")
+    begun = drivers.steps.begun()
     report.steps = len(begun)
     report.steps_again = begun.total() - len(begun)
     report.steps_again_at_most = SEGMENT_UPDATES * sum(LOST[kill.what] for kill in schedule)
@@ -171,7 +174,8 @@ class _Drivers:
     def __init__(self, folder: Path, command: Sequence[str | Path]) -> None:
         self._folder, self._command = folder, command
         self._ray = tempfile.TemporaryDirectory(prefix="ray-")  # its logs; a short path, since sockets are there
-        self._environment = counted(folder / "counter") | {"RAY_TMPDIR": self._ray.name}
+        self.steps = GradientSteps(folder / "gradient steps")
+        self._environment = self.steps.environment() | {"RAY_TMPDIR": self._ray.name}
         self._samples: dict[tuple[str, int], list[tuple[float, float]]] = {}
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli_helpers import cli, environment, write_config
+from tests.gradient_steps import GradientSteps
 from tests.hosts import REPOSITORY, hosts, why_unavailable
 
 MISSING = why_unavailable()
@@ -91,8 +92,10 @@ def start_slurm(nodes, folder):
 @needs("slurm-wlm munge", "slurmctld", "slurmd", "munged")
 def test_a_slurm_job_that_is_requeued_resumes_and_ends_in_the_same_bits(tmp_path, fingerprint):
     run = tmp_path / "run"
+    steps = GradientSteps(tmp_path / "gradient steps")
+    steps.hold(1, 7)  # until the job has been requeued
     with hosts(2, shared=[tmp_path]) as nodes:
-        env = start_slurm(nodes, tmp_path)
+        env = start_slurm(nodes, tmp_path) | steps.environment()
         login = nodes[0]
 
         def cluster(*arguments):
@@ -105,6 +108,7 @@ def test_a_slurm_job_that_is_requeued_resumes_and_ends_in_the_same_bits(tmp_path
         assert "R" in cluster("status", "--on", "slurm")
         login.run("scontrol", "requeue", job, env=env)
         wait_for(lambda: "PENDING" in login.run("scontrol", "show", "job", job, env=env).stdout)
+        steps.let_go()
         login.run("scontrol", "update", f"jobid={job}", "starttime=now", env=env)
         wait_for(lambda: "COMPLETED" in login.run("scontrol", "show", "job", job, env=env).stdout)
         assert "resuming at meta-step" in log.read_text()

@@ -12,6 +12,7 @@ import pytest
 from leap_rl.run import read_metrics
 from tests.cli_helpers import TINY, cli
 from tests.containers import COMPOSE, REPOSITORY, engine, finish, why_unavailable
+from tests.gradient_steps import VARIABLE, GradientSteps
 
 MISSING = why_unavailable()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
@@ -76,7 +77,17 @@ def test_one_container_trains_alone(docker, fingerprint):
 
 
 @pytest.fixture
-def cluster(docker, tmp_path):
+def steps(tmp_path):
+    """The gradient steps of the workers in containers, where their folder has another name and they are not root."""
+    steps = GradientSteps(tmp_path / "steps")
+    (tmp_path / "steps").chmod(0o777)
+    worker = {"environment": {VARIABLE: "/steps", "PYTHONPATH": "/steps"}, "volumes": [f"{tmp_path}/steps:/steps"]}
+    (tmp_path / "compose.yaml").write_text(json.dumps({"services": {"worker": worker}}))
+    return steps
+
+
+@pytest.fixture
+def cluster(docker, tmp_path, steps):
     """compose.yaml with two workers; its commands."""
     environment = {"LEAP_RL_IMAGE": IMAGE, **PORTS}
     folder = REPOSITORY / "docker"
@@ -84,7 +95,8 @@ def cluster(docker, tmp_path):
     finish(docker.start(folder / "make-token.sh"), 10)
 
     def compose(*arguments):
-        return docker.start(COMPOSE, "-p", PROJECT, "-f", folder / "compose.yaml", *arguments, env=environment)
+        files = ("-f", folder / "compose.yaml", "-f", tmp_path / "compose.yaml")
+        return docker.start(COMPOSE, "-p", PROJECT, *files, *arguments, env=environment)
 
     try:
         finish(compose("up", "--detach", "--scale", "worker=2", "head", "worker", "tensorboard"), 240)
@@ -95,14 +107,16 @@ def cluster(docker, tmp_path):
             (folder / "cluster.env").unlink()
 
 
-def test_a_cluster_loses_a_container_gets_it_back_and_ends_in_the_same_bits(docker, cluster, fingerprint):
+def test_a_cluster_loses_a_container_gets_it_back_and_ends_in_the_same_bits(docker, cluster, steps, fingerprint):
     run = docker.volumes / f"{PROJECT}_runs" / "_data" / "cluster"
     lost, network = f"{PROJECT}_worker_1", f"{PROJECT}_default"
     arguments = [*ARGUMENTS, "ray.address=auto", "run.dir=runs/cluster"]
+    steps.hold(1, 30)
     driver = cluster("run", "--rm", "driver", "configs/quickstart.yaml", *arguments)
     wait_for((run / "checkpoints" / "000001" / "done").exists, driver)
     docker.run("network", "disconnect", network, lost)
     wait_for(lambda: [row for row in read_metrics(run) if row["kind"] == "fault"], driver)
+    steps.let_go()
     docker.run("network", "connect", network, lost)
     finish(driver, 600)
 

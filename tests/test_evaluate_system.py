@@ -13,7 +13,7 @@ import torch
 from leap_rl.learner import Checkpoint
 from leap_rl.processes import initial_parameters
 from leap_rl.run import Progress, open_run
-from tests.cli_helpers import cli, make_config, started, wait_for
+from tests.cli_helpers import cli, held, make_config, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def finished(out):
 @pytest.mark.parametrize("backend", ["serial", "ray"])
 def test_a_killed_evaluation_goes_on_with_the_same_command_to_the_same_bytes(run, undisturbed, tmp_path, backend):
     out = tmp_path / "evaluation"
-    with started(tmp_path, *command(run, out, f"backend={backend}")) as driver:
+    with held(tmp_path, *command(run, out, f"backend={backend}"), meta_step=1, step=7) as (driver, _):  # second seed
         wait_for(lambda: len(finished(out)) >= 2, driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()

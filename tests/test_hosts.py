@@ -12,30 +12,32 @@ import pytest
 from leap_rl.run import describe, read_metrics
 from tests import cli_helpers
 from tests.cli_helpers import cli, environment, write_config
+from tests.gradient_steps import GradientSteps
 from tests.hosts import hosts, why_unavailable
 
 pytestmark = pytest.mark.slow
 
 PORT = 6379
-# A node that does not answer is dead after 4.5 s, and not after a minute. Workers authenticate, as they should.
+NODE_MANAGER = 7001  # the port at which a node takes orders
+# A node that does not answer is dead after 10 s, and not after a minute. Workers authenticate, as they should.
 RAY = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-# Tasks of some seconds, so that a fault finds them under way: 120 gradient steps, 10 segments.
+# One worker a host. 120 gradient steps a task, 10 segments.
 CHANGES = {
     "meta.steps": 3,
     "meta.batch_size": 2,
     "meta.lr": 1e-4,  # tasks are longer than elsewhere: with 0.1 they diverge
     "task.agent_steps": 2400,
     "stream.segment_updates": 12,
-    "workers.count": 2,
+    "workers.per_node": 1,
 }
-SEGMENTS = 10
+HELD = 30  # the gradient step at which tasks are held up, in their third segment, while a test prepares what comes next
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +110,21 @@ def test_nothing_of_the_hosts_is_left():
 # A cluster on them
 
 
-def ray_start(host, *options):
+def ray_start(host, steps, *options, **environment_variables):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
-    options = (*options, f"--node-ip-address={host.address}", "--object-store-memory=100000000")
-    return host.start(*command, *options, env=environment() | RAY, stdout=subprocess.DEVNULL)
+    options = (*options, f"--node-ip-address={host.address}", f"--node-manager-port={NODE_MANAGER}")
+    env = environment() | RAY | steps.environment() | environment_variables
+    return host.start(*command, *options, "--object-store-memory=100000000", env=env, stdout=subprocess.DEVNULL)
 
 
-def start_head(head):
-    """Without CPUs: what trains, trains on the other hosts."""
-    ready = ray_start(head, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
-    assert ready.wait(timeout=300) == 0
+def start_head(head, steps, **environment_variables):
+    """Too small for a worker: what trains, trains on the other hosts."""
+    options = ("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
+    assert ray_start(head, steps, *options, **environment_variables).wait(timeout=300) == 0
 
 
-def join(head, *workers):
-    joining = [ray_start(host, f"--address={head.address}:{PORT}", "--num-cpus=2") for host in workers]
+def join(head, steps, *workers):
+    joining = [ray_start(host, steps, f"--address={head.address}:{PORT}", "--num-cpus=1") for host in workers]
     assert [process.wait(timeout=300) for process in joining] == [0] * len(workers)
 
 
@@ -151,10 +154,14 @@ def segments(folder, meta_step, attempt=0):
     return [row for row in rows if row["attempt"] >= attempt]
 
 
-def under_way(folder, meta_step, host):
-    """Tasks of the meta-step are in their middle, by what is saved of them, and this host has a worker at one."""
+def faults(folder):
+    return [row["text"] for row in read_metrics(folder / "run") if row["kind"] == "fault"]
+
+
+def held_up(folder, meta_step):
+    """All tasks of the meta-step are in their third segment, by what is saved of them."""
     saved = [file.stem for file in (folder / "run" / "tasks").glob(f"{meta_step:06d}-*/*.safetensors")]
-    return saved and all(1 <= int(name) <= SEGMENTS - 4 for name in saved) and pids(host, "ray::Worker.run_task")
+    return saved == ["000002"] * CHANGES["meta.batch_size"]
 
 
 def numbers(folder):
@@ -176,10 +183,16 @@ def undisturbed(machines, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(machines):
+def steps(shared):
+    """The gradient steps of all tests here."""
+    return GradientSteps(shared / "gradient steps")
+
+
+@pytest.fixture(scope="module")
+def cluster(machines, steps):
     head, *workers = machines
-    start_head(head)
-    join(head, *workers)
+    start_head(head, steps)
+    join(head, steps, *workers)
     return machines
 
 
@@ -190,64 +203,103 @@ def finish(driver, folder, undisturbed):
     assert numbers(folder) == numbers(undisturbed)
 
 
-def test_hung_raylets_cut_cables_and_lost_power_change_nothing(cluster, undisturbed, shared):
+def test_hung_raylets_cut_cables_and_lost_power_change_nothing(cluster, undisturbed, shared, steps):
     """In one run, one in each meta-step, over a network that is slow and loses 2 % of all packets."""
     head, second, third = cluster
     folder = shared / "network"
     folder.mkdir()
     for host in cluster:
         host.degrade(loss=0.02, rate="20mbit")
+    steps.hold(0, HELD)
     with training(head, folder) as driver:
         # The raylet of the second host hangs. Its node is declared dead, but its worker lives on.
-        wait_for(lambda: under_way(folder, 0, second), driver)
+        wait_for(lambda: held_up(folder, 0), driver)
         assert pids(head, "ray::Learner")
-        stopped = pids(second, "/raylet/raylet ") + pids(second, "ray::Worker.run_task")
-        second.run("kill", "-STOP", *stopped)
-        wait_for(lambda: segments(folder, 0, attempt=1), driver)
-        second.run("kill", "-CONT", *stopped[1:])  # the worker alone: what it sends, if it lives to, is refused
-        wait_for(lambda: segments(folder, 1), driver)
-        second.run("kill", "-CONT", *stopped[:1])  # it finds that it is dead, and ends
+        raylet = pids(second, "/raylet/raylet ")
+        second.run("kill", "-STOP", *raylet)
+        wait_for(lambda: faults(folder), driver)
+        steps.hold(1, HELD)
+        wait_for(lambda: segments(folder, 0, attempt=1) and segments(folder, 1), driver)
+        second.run("kill", "-CONT", *raylet)  # it finds that it is dead, and ends
         wait_for(lambda: not pids(second, "/raylet/raylet "), driver)
-        join(head, second)
+        join(head, steps, second)
 
         # The cable of the third is cut for 30 seconds. The second host goes on alone.
-        wait_for(lambda: under_way(folder, 1, third), driver)
+        wait_for(lambda: held_up(folder, 1), driver)
+        before = len(faults(folder))
         third.cut()
         cut = time.monotonic()
-        wait_for(lambda: segments(folder, 1, attempt=1), driver)
+        wait_for(lambda: len(faults(folder)) > before, driver)
+        steps.hold(2, HELD)
 
         # The second loses power as well: no host is left.
-        wait_for(lambda: under_way(folder, 2, second), driver)
+        wait_for(lambda: segments(folder, 1, attempt=1) and segments(folder, 2), driver)
+        before = len(faults(folder))
         second.power_off()
+        wait_for(lambda: len(faults(folder)) > before, driver)
         time.sleep(max(0.0, cut + 30 - time.monotonic()))
         third.heal()
         wait_for(lambda: not pids(third, "/raylet/raylet "), driver)
-        join(head, third)
+        join(head, steps, third)
+        steps.let_go()
         finish(driver, folder, undisturbed)
-    faults = [row["text"] for row in read_metrics(folder / "run") if row["kind"] == "fault"]
-    assert len(faults) >= 3
 
 
-def test_the_head_loses_power_and_the_same_command_goes_on_in_mid_task(cluster, undisturbed, shared):
-    head, second, third = cluster
+def test_the_head_loses_power_and_the_same_command_goes_on_in_mid_task(cluster, undisturbed, shared, steps):
+    head, second, _ = cluster
     folder = shared / "head"
     folder.mkdir()
     second.power_off()
     second.power_on()
-    join(head, second)
+    join(head, steps, second)
+    steps.hold(1, HELD)
     with training(head, folder) as driver:
-        wait_for(lambda: under_way(folder, 1, third) and segments(folder, 1), driver)
-        before = len(segments(folder, 1))
+        wait_for(lambda: held_up(folder, 1) and len(segments(folder, 1)) == 4, driver)
         head.power_off()
         assert driver.wait(timeout=10) != 0
 
     second.power_off()
     for host in (head, second):  # the third is left to itself, with a worker that has lost everything
         host.power_on()
-    start_head(head)
-    join(head, second)
+    start_head(head, steps)
+    join(head, steps, second)
+    steps.let_go()
     with training(head, folder) as driver:
         finish(driver, folder, undisturbed)
     assert "resuming at meta-step 2 of 3" in (folder / "stderr").read_text()
     first_attempt = len(segments(folder, 1)) - len(segments(folder, 1, attempt=1))
-    assert first_attempt >= before  # what had arrived was not trained again
+    assert first_attempt >= 4  # what had arrived was not trained again
+
+
+def test_what_a_worker_sends_that_was_given_up_and_lives_on_is_refused(cluster, undisturbed, shared, steps):
+    """The head's connection to it breaks, and no order reaches its node: neither to stop it nor to start another.
+
+    The node must not count as dead. From one that does, nothing large arrives: its worker could call the learner, but
+    the head's raylet does not fetch the objects that the call names.
+    """
+    head, second, third = cluster
+    folder = shared / "stale"
+    folder.mkdir()
+    for host in cluster:
+        host.power_off()
+        host.power_on()
+    start_head(head, steps, RAY_health_check_failure_threshold="1000000")
+    join(head, steps, second, third)
+    steps.hold(0, HELD)
+    with training(head, folder) as driver:
+        wait_for(lambda: held_up(folder, 0), driver)
+        [worker] = pids(second, "ray::Worker.run_task")
+        second.run("kill", "-STOP", worker)
+        second.shut_out(head, NODE_MANAGER)
+        for port in second.ports(worker):
+            head.reset(second, port)
+        wait_for(lambda: faults(folder), driver)
+        steps.hold(1)
+        wait_for(lambda: segments(folder, 0, attempt=1), driver)
+        second.run("kill", "-CONT", worker)
+        wait_for(lambda: worker not in pids(second, "ray::Worker.run_task"), driver)
+        assert worker in pids(second, "ray::")  # told by the learner that it may stop, and not killed
+        steps.let_go()
+        finish(driver, folder, undisturbed)
+    rows = read_metrics(folder / "run")
+    assert sum(row["stale_increments"] for row in rows if row["kind"] == "meta_step") >= 1

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.cli_helpers import cli, environment, session, write_config
+from tests.gradient_steps import GradientSteps
 
 REPOSITORY = Path(__file__).parent.parent
 CLUSTER = REPOSITORY / "launch" / "cluster.sh"
@@ -78,9 +79,9 @@ def listening(pids):
 
 
 def counters(port, process):
-    """Our counters that Prometheus finds there, until those of a segment have come or the process ends."""
-    found = set()
-    while process.poll() is None and len(found) < 3:
+    """Our counters that Prometheus finds there, once those of a segment have come."""
+    found, end = set(), time.monotonic() + 120
+    while process.poll() is None and len(found) < 3 and time.monotonic() < end:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             found |= set(re.findall(r"^ray_leap_rl_(\w+)_total{", answer.read().decode(), re.MULTILINE))
         time.sleep(0.2)
@@ -100,7 +101,9 @@ def check_a_local_cluster(tmp_path, home, temporary):
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
              f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}", "--num-cpus=2",
              f"--temp-dir={temporary}"]  # fmt: skip
-    env = home | {"RAY_API_SERVER_ADDRESS": address, "RAY_metrics_report_interval_ms": "500"}
+    steps = GradientSteps(tmp_path / "gradient steps")
+    steps.hold(2)  # until the counters have been asked for
+    env = home | {"RAY_API_SERVER_ADDRESS": address, "RAY_metrics_report_interval_ms": "500"} | steps.environment()
     up = cluster(env, "up", "--on", "local", "--", *ports)
     assert up.returncode == 0, up.stderr
     pid = int((Path(home["HOME"]) / ".ray" / "leap-rl-cluster.pid").read_text())
@@ -117,6 +120,7 @@ def check_a_local_cluster(tmp_path, home, temporary):
         command = [CLUSTER, "submit", "--on", address, config, f"run.dir={tmp_path / 'run'}"]
         with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as submit:
             counted = counters(metrics, submit)
+            steps.let_go()
             output = submit.stdout.read()
         assert submit.returncode == 0, output
         assert json.loads(serial.stdout)["fingerprint"] in output

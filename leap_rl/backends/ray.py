@@ -128,8 +128,8 @@ class RayBackend:
             yield from self._collect()
             try:
                 news = self._news()
-            except _LostError:
-                yield self._replace_learner()
+            except _LostError as error:
+                yield self._replace_learner(error)
                 continue
             if news:
                 for report in news.reports:
@@ -157,8 +157,8 @@ class RayBackend:
                 outcome: MetaStep = self._ask(self._learner.step.remote())
                 self._count(meta_steps=1)
                 return outcome
-            except _LostError:  # the next learner is given what this one had, and takes the same step
-                self._replace_learner()
+            except _LostError as error:  # the next learner is given what this one had, and takes the same step
+                self._replace_learner(error)
                 for _ in self.run_tasks(list(self._given.values()), self._checkpoint):
                     pass
 
@@ -318,20 +318,22 @@ class RayBackend:
             news: News = self._ask(self._question)
             self._question, self._late_answers = None, 0
             return news
-        if time.monotonic() - self._asked > self._config.faults.segment_timeout * 2**self._late_answers:
+        limit = self._config.faults.segment_timeout * 2**self._late_answers
+        if time.monotonic() - self._asked > limit:
             self._late_answers += 1
-            raise _LostError("no answer")
+            raise _LostError(f"no answer in {limit:g} s")
         for assignment in self._running.values():  # it is not their fault that nothing is heard of them
             assignment.heard = time.monotonic()
         return None
 
-    def _replace_learner(self) -> Fault:
+    def _replace_learner(self, error: _LostError) -> Fault:
         """Starts a learner at the last checkpoint. Tasks that run fail at their next increment and come back."""
         ray.kill(self._learner)  # it may hang
         self._question = None
         self._start_learner()
         self._count(restarts=1)
-        return Fault(None, "the Leap learner was lost; the next one is given what is saved of each task")
+        reason = str(error).partition("\n")[0].rstrip(".")
+        return Fault(None, f"the Leap learner was lost ({reason}); the next one is given what is saved of each task")
 
     def _ask(self, reference: Any) -> Any:
         """What an actor answers. Our own errors as they were raised there; _LostError where it is gone."""
