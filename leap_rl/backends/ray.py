@@ -96,7 +96,7 @@ class RayBackend:
 
     @property
     def num_workers(self) -> int:
-        return len(self._workers) - len(self._starting)
+        return max(1, len(self._workers) - len(self._starting))  # of those that did the work one may be left, or none
 
     def __enter__(self) -> "RayBackend":
         try:
