@@ -160,7 +160,7 @@ def held(
         yield process, steps
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 300) -> None:
     """Until ``condition`` holds; an error where ``process`` ends or ``seconds`` pass first."""
     end = time.monotonic() + seconds
     while not condition():

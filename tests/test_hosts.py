@@ -274,8 +274,8 @@ def test_the_head_loses_power_and_the_same_command_goes_on_in_mid_task(cluster, 
 def test_what_a_worker_sends_that_was_given_up_and_lives_on_is_refused(cluster, undisturbed, shared, steps):
     """The head's connection to it breaks, and no order reaches its node: neither to stop it nor to start another.
 
-    The node must not count as dead. From one that does, nothing large arrives: its worker could call the learner, but
-    the head's raylet does not fetch the objects that the call names.
+    The node must not count as dead. From one that does, nothing large arrives: its worker can call the learner, but Ray
+    does not fetch the objects that the call names (docs/validation.md).
     """
     head, second, third = cluster
     folder = shared / "stale"

@@ -90,7 +90,7 @@ class RayBackend:
         self._failed_starts = 0  # of workers, in a row
         self._late_starts = 0  # of them: too late
         self._question: Any = None  # to the learner, under way
-        self._asked = self._spoke = time.monotonic()
+        self._asked = self._spoke = 0.0  # when, on the monotonic clock, and when all was well or that was said
         self._late_answers = 0  # of learners, in a row
         self._told = 0  # workers for which there was no room when that was said last
 
@@ -121,6 +121,7 @@ class RayBackend:
         self._given = {task.place: task for task in tasks}
         if self._learner is None:
             self._start_learner()
+        self._spoke = time.monotonic()
         while True:
             own_node()
             self._hire()
