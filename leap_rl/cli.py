@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         help="train from initializations on other games, and from a random one",
         description=(
             "Trains from each given initialization, and from a random one, on held-out games, then writes a report. "
-            "The arms differ in the encoder's initial weights and in nothing else. The same command continues an "
-            "evaluation that was interrupted, and leaves what is done as it is."
+            "The arms differ in the initial weights that are meta-learned and in nothing else. The same command "
+            "continues an evaluation that was interrupted, and leaves what is done as it is."
         ),
         epilog="example: leap-rl evaluate runs/quickstart --games breakout alien --seeds 5 --agent-steps 100000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         help="run directories and initialization files; key=value after them replaces a key that says where it runs",
     )  # fmt: skip
     evaluate.set_defaults(overrides=[])
-    evaluate.add_argument("--games", metavar="GAME", nargs="+", help="default: tasks.held_out of the (first) run")
+    evaluate.add_argument(
+        "--games", metavar="GAME", nargs="+", help="or alphabets; default: those that the (first) run held out"
+    )
     evaluate.add_argument("--seeds", metavar="N", type=int, default=3, help="of each game and arm (default 3)")
     evaluate.add_argument("--agent-steps", metavar="K", type=int, help="of a task (default: task.agent_steps)")
     evaluate.add_argument("--out", metavar="DIR", help="the evaluation's directory (default: RUN-evaluation)")
@@ -148,6 +150,7 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
 
     from leap_rl.backends import open_backend
+    from leap_rl.measures import MEASURES
     from leap_rl.monitoring import Monitor, summary_table
     from leap_rl.processes import resolve
     from leap_rl.run import adopt_precision, describe, is_finished, open_run, read_metrics
@@ -176,16 +179,22 @@ def _train(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
-    console.print(summary_table(read_metrics(path)))
+    measures = MEASURES[config.process]
+    console.print(summary_table(read_metrics(path), measures))
+    steps = " Agent steps are actions, each of several emulator frames." if config.process == "a2c" else ""
     console.print(
-        "Path length and energy: how far the games' parameters and losses had to travel, means over the games; a\n"
-        "shorter path is what Leap trains for. Agent steps are actions, each of several emulator frames.\n\n"
+        f"Path length and energy: how far the {measures.tasks}' parameters and losses had to travel, means over the\n"
+        f"{measures.tasks}; a shorter path is what Leap trains for.{steps}\n\n"
         f"The shared initialization: {path}/initialization.safetensors\n"
         f"fingerprint {state['fingerprint']}\n\n"
         f"Look at the curves:   tensorboard --logdir {path}\n"
         f"Look at the run:      leap-rl show {path}\n"
-        f"The games there are:  leap-rl games\n"
-        f"The paper's recipe:   leap-rl train configs/atari_paper.yaml   (see README.md for what it costs)",
+        + (
+            "The games there are:  leap-rl games\n"
+            "The paper's recipe:   leap-rl train configs/atari_paper.yaml   (see README.md for what it costs)"
+            if config.process == "a2c"
+            else f"Does it help:         leap-rl evaluate {path}"
+        ),
         soft_wrap=True,
     )
     return 0
@@ -259,6 +268,7 @@ def _games(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from leap_rl.measures import MEASURES
     from leap_rl.run import describe
 
     state = describe(options.run)
@@ -271,7 +281,9 @@ def _show(options: argparse.Namespace) -> int:
     print(f"{state['run']}: meta-step {state['meta_step']} of {state['meta_steps']}, {status}")
     print(f"fingerprint  {state['fingerprint']}")
     print(f"config hash  {state['config_hash']}")
-    print(f"trained      {state['agent_steps']:,} agent steps, {state['frames']:,} frames, {state['seconds']:,.0f} s")
+    measures = MEASURES[state["config"]["process"]]
+    amounts = f"{state['agent_steps']:,} {measures.step}, {state['frames']:,} {measures.frame}"
+    print(f"trained      {amounts}, {state['seconds']:,.0f} s")
     print(f"versions     {', '.join(f'{name} {value}' for name, value in sorted(state['versions'].items()))}")
     for name, shape in state["parameters"].items():
         print(f"parameter    {name} {'×'.join(map(str, shape))}")

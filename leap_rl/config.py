@@ -6,15 +6,23 @@ Every problem is one line that names the key, the value and what is allowed.
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from leap_rl.types import BadInputError
+from leap_rl.yaml_files import parse_yaml
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -45,8 +53,8 @@ class WorkersConfig(_Section):
 
 class MetaConfig(_Section):
     rule: Annotated[
-        Literal["leap", "reptile", "fomaml", "joint", "none"],
-        Field(description="joint: each game's heads are kept as well; none: no meta-training"),
+        Literal["leap", "reptile", "fomaml", "maml", "joint", "none"],
+        Field(description="maml: classification only; joint: each game's heads are kept as well; none: no meta-training"),
     ] = "leap"
     steps: PositiveInt
     batch_size: Annotated[PositiveInt, Field(description="tasks a meta-step")]
@@ -92,7 +100,9 @@ class TasksConfig(_Section):
 
 
 class TaskConfig(_Section):
-    agent_steps: Annotated[PositiveInt, Field(description="actions a task trains for, over all environments")]
+    agent_steps: Annotated[
+        PositiveInt, Field(description="of a task: actions over all environments; of classification: gradient steps")
+    ]
 
 
 class AgentConfig(_Section):
@@ -124,6 +134,24 @@ class EnvConfig(_Section):
     ] = "none"
 
 
+class AlphabetsConfig(_Section):
+    source: Annotated[str, Field(min_length=1, description="glyphs, or the path of Omniglot: a folder or a zip")] = (
+        "glyphs"
+    )
+    train: Annotated[PositiveInt, Field(description="alphabets to meta-train on")] = 25
+    held_out: Annotated[PositiveInt, Field(description="alphabets to evaluate on; what is left is for validation")] = 10
+    split: Annotated[int, Field(ge=0, lt=2**63, description="seed of which alphabets these are, and of labels")] = 0
+    checksum: Annotated[
+        str | None, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of all drawings; null: of what is found")
+    ] = None
+
+
+class ClassifierConfig(_Section):
+    filters: Annotated[PositiveInt, Field(description="of each of the four convolutions")] = 64
+    batch_size: Annotated[int, Field(ge=2, description="drawings a gradient step")] = 20
+    lr: PositiveFloat = 0.1
+
+
 class StreamConfig(_Section):
     segment_updates: Annotated[PositiveInt, Field(description="gradient steps between increments")] = 500
     compression: Annotated[Literal["none", "bf16", "int8"], Field(description="of increments")] = "none"
@@ -140,7 +168,12 @@ class LogConfig(_Section):
     segments: Annotated[bool, Field(description="also log every segment, not only tasks and meta-steps")] = True
 
 
+# The sections that only some processes have: where another one runs, they are refused and not written down.
+PROCESS_SECTIONS = {"a2c": ("tasks", "agent", "env"), "classification": ("alphabets", "classifier")}
+
+
 class Config(_Section):
+    process: Annotated[Literal["a2c", "classification"], Field(description="what a task is trained by")] = "a2c"
     run: RunConfig
     backend: Literal["ray", "serial"] = "ray"
     ray: RayConfig = RayConfig()
@@ -148,41 +181,57 @@ class Config(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where the CPU has it")] = "auto"
     meta: MetaConfig
-    tasks: TasksConfig
+    tasks: TasksConfig = None  # type: ignore[assignment]  # only where the process has none
     task: TaskConfig
-    agent: AgentConfig
+    agent: AgentConfig = None  # type: ignore[assignment]
     env: EnvConfig = EnvConfig()
+    alphabets: AlphabetsConfig = AlphabetsConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
     stream: StreamConfig = StreamConfig()
     faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
 
     @property
+    def update_steps(self) -> int:
+        """Agent steps a gradient step; of classification, where a step is a gradient step, 1."""
+        return 1 if self.process == "classification" else self.agent.num_envs * self.agent.unroll
+
+    @property
     def num_updates(self) -> int:
-        """Gradient steps a task, rounded up to whole updates of num_envs × unroll agent steps."""
-        return -(-self.task.agent_steps // (self.agent.num_envs * self.agent.unroll))
+        """Gradient steps a task, rounded up to whole ones."""
+        return -(-self.task.agent_steps // self.update_steps)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_sections(cls, tree: Any) -> Any:
+        process = tree.get("process", "a2c") if isinstance(tree, dict) else None
+        own = PROCESS_SECTIONS.get(process, ()) if isinstance(process, str) else ()
+        for other, sections in PROCESS_SECTIONS.items():
+            for section in sections:
+                if own and section not in own and section in tree:
+                    raise ValueError(f"{section}: only process = {other} has it, not {process}")
+        return tree
+
+    @model_serializer(mode="wrap")
+    def _without_foreign_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        own = PROCESS_SECTIONS[self.process]
+        foreign = {name for sections in PROCESS_SECTIONS.values() for name in sections if name not in own}
+        return {name: value for name, value in write(self).items() if name not in foreign}
 
     @model_validator(mode="after")
     def _possible(self) -> "Config":
-        meta, tasks = self.meta, self.tasks
-        _require(
-            meta.batch_size <= len(tasks.games),
-            f"meta.batch_size = {meta.batch_size}: must be at most {len(tasks.games)}, the length of tasks.games",
-        )
+        if self.process == "classification":
+            self._possible_classification()
+        else:
+            self._possible_a2c()
+        meta = self.meta
         _require(
             self.faults.min_tasks <= meta.batch_size,
             f"faults.min_tasks = {self.faults.min_tasks}: must be at most meta.batch_size = {meta.batch_size}",
         )
-        for name in tasks.held_out:
-            _require(
-                name not in tasks.games, f"tasks.held_out = {name}: is also in tasks.games; a game is one or the other"
-            )
         _require(
             meta.rule != "joint" or meta.parameters == "encoder",
             f"meta.parameters = {meta.parameters}: meta.rule = joint has heads for each game, and shares the encoder",
-        )
-        _require(
-            meta.parameters == "encoder" or self.env.full_action_space,
-            "meta.parameters = all: needs env.full_action_space = true, since heads must have one shape in every game",
         )
         for name in ("metric", "use_loss", "stabilizer", "loss_difference"):
             value, default = getattr(meta, name), MetaConfig.model_fields[name].default
@@ -195,15 +244,13 @@ class Config(_Section):
             "meta.loss_difference = paired: needs meta.use_loss = true, since no loss enters the path without it",
         )
         needed = 2 if meta.rule == "leap" and meta.use_loss and meta.loss_difference == "successive" else 1
-        update = self.agent.num_envs * self.agent.unroll
-        _require(
-            self.num_updates >= needed,
-            f"task.agent_steps = {self.task.agent_steps}: must be more than {update * (needed - 1)}: a path needs "
-            f"{needed} gradient steps of agent.num_envs × agent.unroll = {update} agent steps",
+        update = (
+            "" if self.update_steps == 1 else f" of agent.num_envs × agent.unroll = {self.update_steps} agent steps"
         )
         _require(
-            self.env.max_episode_frames > self.env.noop_max,
-            f"env.max_episode_frames = {self.env.max_episode_frames}: must exceed env.noop_max = {self.env.noop_max}",
+            self.num_updates >= needed,
+            f"task.agent_steps = {self.task.agent_steps}: must be more than {self.update_steps * (needed - 1)}: a path "
+            f"needs {needed} gradient steps{update}",
         )
         _require(
             self.workers.gpus == 0 or self.device == "cuda",
@@ -214,6 +261,31 @@ class Config(_Section):
             "workers.gpus = 0: device = cuda needs a share of a GPU for each worker, e.g. workers.gpus = 0.25",
         )
         return self
+
+    def _possible_a2c(self) -> None:
+        meta, tasks, env = self.meta, self.tasks, self.env
+        for section in ("tasks", "agent"):
+            _require(getattr(self, section) is not None, f"{section}: is missing and has no default")
+        _require(
+            meta.batch_size <= len(tasks.games),
+            f"meta.batch_size = {meta.batch_size}: must be at most {len(tasks.games)}, the length of tasks.games",
+        )
+        for name in tasks.held_out:
+            _require(
+                name not in tasks.games, f"tasks.held_out = {name}: is also in tasks.games; a game is one or the other"
+            )
+        _require(meta.rule != "maml", f"meta.rule = maml: only process = classification has it, not {self.process}")
+        _require(
+            meta.parameters == "encoder" or env.full_action_space,
+            "meta.parameters = all: needs env.full_action_space = true, since heads must have one shape in every game",
+        )
+        _require(
+            env.max_episode_frames > env.noop_max,
+            f"env.max_episode_frames = {env.max_episode_frames}: must exceed env.noop_max = {env.noop_max}",
+        )
+
+    def _possible_classification(self) -> None:
+        _require(self.precision != "bf16", "precision = bf16: process = classification computes in fp32")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -249,38 +321,6 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (1e-4 is a number, not a string); keys are text, and none stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            text = key_node.tag == "tag:yaml.org,2002:str"
-            if not text or key_node.value in seen:
-                shown = repr(key_node.value) if isinstance(key_node.value, str) else "of several values"
-                problem = f"key {shown} {'stands twice' if text else 'is not text'}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
-    list("-+0123456789."),
-)
-
-
-def _parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise BadInputError(f"{what}{where}: not YAML: {problem}") from None
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies overrides such as ``meta.steps=20``.
 
@@ -291,7 +331,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise BadInputError(f"config {path}: {reason}") from None
-    tree = _parse_yaml(text, f"config {path}")
+    tree = parse_yaml(text, f"config {path}")
     if not isinstance(tree, dict):
         raise BadInputError(f"config {path}: must be a YAML mapping of sections, not {type(tree).__name__}")
     apply_overrides(tree, overrides)
@@ -310,7 +350,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise BadInputError(f"override {override!r}: {parent} is not a section")
-        section[leaf] = _parse_yaml(value, f"override {override!r}")
+        section[leaf] = parse_yaml(value, f"override {override!r}")
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:

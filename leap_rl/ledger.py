@@ -13,9 +13,11 @@ from torch import Tensor
 from leap_rl.compression import unpack
 from leap_rl.types import Increment, Task
 
-SUMMED_STATISTICS = frozenset(
-    {"agent_steps", "frames", "seconds", "episodes", "score_sum", "episode_length_sum", "increment_bytes"}
-)
+SUMMED_STATISTICS = frozenset({
+    "agent_steps", "frames", "seconds", "increment_bytes",
+    "episodes", "score_sum", "episode_length_sum",
+    "images", "correct", "held_out_images", "held_out_correct",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 TensorBoard gets one run for the meta-steps (``meta``, by meta-step) and one for each game (by agent steps,
 counted through the meta-steps: meta_step × task.agent_steps + agent steps of the task), so that one chart
-compares the games.
+compares the games. What other processes have in the place of games and returns is in measures.py.
 """
 
 import importlib.util
@@ -20,12 +20,12 @@ from torch.utils.tensorboard import SummaryWriter
 from leap_rl.config import Config
 from leap_rl.learner import Checkpoint, MetaStep, due
 from leap_rl.ledger import TaskReport
+from leap_rl.measures import MEASURES, Measures
 from leap_rl.probes import Cosines, mean_cosine
 from leap_rl.run import Progress, RunDirectory
 from leap_rl.types import Fault, Notice, Place, Task
 
 PLAIN_SECONDS = 30.0  # between status lines where output is not a terminal
-MEANS = ("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "clipped_reward")
 
 
 class Monitor:
@@ -33,6 +33,7 @@ class Monitor:
 
     def __init__(self, config: Config, run: RunDirectory, stream: TextIO = sys.stderr) -> None:
         self._config = config
+        self._measures = MEASURES[config.process]
         self._run = run
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
@@ -73,11 +74,11 @@ class Monitor:
         if self._bars:
             self._bars.stop()
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("agent steps"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self._measures.step),
             TimeElapsedColumn(), console=self._console, transient=True,
         )  # fmt: skip
         self._bars.start()
-        total = self._config.num_updates * self._config.agent.num_envs * self._config.agent.unroll
+        total = self._config.num_updates * self._config.update_steps
         self._whole_bar = self._bars.add_task(f"[bold]{title}[/]", total=total * len(tasks))
         self._bar_of = {task.place: self._bars.add_task(task.name, total=total) for task in tasks}
 
@@ -90,19 +91,18 @@ class Monitor:
         step = task.meta_step * self._config.task.agent_steps + int(report.statistics["agent_steps"])
         rows = []
         if self._config.log.segments:
-            rows.append(_task_row("segment", report, segment))
+            rows.append(_task_row("segment", report, segment, self._measures))
         if report.done:
-            rows.append(_task_row("task", report, report.statistics))
+            rows.append(_task_row("task", report, report.statistics, self._measures))
         self._run.append_metrics(rows)
         # A task is rounded up to whole updates: points of committed tasks lie below this, of new ones not.
-        update = self._config.agent.num_envs * self._config.agent.unroll
-        purge_step = self._first_drawn * self._config.task.agent_steps + update
+        purge_step = self._first_drawn * self._config.task.agent_steps + self._config.update_steps
         writer = self._writer(task.name, purge_step)
-        for name, value in _task_row("segment", report, segment).items():
-            if name in (*MEANS, "episodic_return", "episode_length", "episodes") and value is not None:
-                writer.add_scalar(f"game/{name}", value, step)
-        writer.add_scalar("game/frames", report.statistics["frames"], step)
-        writer.add_scalar("game/agent_steps", report.statistics["agent_steps"], step)
+        for name, value in _scores_and_means(segment, self._measures).items():
+            if value is not None:
+                writer.add_scalar(f"{self._measures.task}/{name}", value, step)
+        writer.add_scalar(f"{self._measures.task}/frames", report.statistics["frames"], step)
+        writer.add_scalar(f"{self._measures.task}/agent_steps", report.statistics["agent_steps"], step)
         if not self._console.is_terminal:
             self._say_plainly(report)
 
@@ -120,9 +120,12 @@ class Monitor:
     def _say_plainly(self, report: TaskReport) -> None:
         """A line for each finished task, and a sign of life between them."""
         steps, seconds = report.statistics["agent_steps"], report.statistics["seconds"]
-        text = f"  {report.task.name}: {steps:,.0f} agent steps, {steps / max(seconds, 1e-9):,.0f} a second"
+        measures = self._measures
+        text = f"  {report.task.name}: {steps:,.0f} {measures.step}, {steps / max(seconds, 1e-9):,.0f} a second"
         if report.done:
-            self._say(f"{text}, return {_return_text(report.statistics)}, path length {report.path_length:.2f}")
+            score = measures.score_of(report.statistics)
+            shown = "–" if score is None else f"{score:.{measures.digits}f}"
+            self._say(f"{text}, {measures.score_text} {shown}, path length {report.path_length:.2f}")
         elif time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._say(text)
 
@@ -179,15 +182,15 @@ class Monitor:
             writer.add_scalar(name, task.path_length, outcome.meta_step)
             rises = task.num_rises / max(task.num_moves, 1)
             writer.add_scalar(f"task/loss_rise_fraction/{task.task.name}", rises, outcome.meta_step)
-            if task.statistics["episodes"]:
-                mean = task.statistics["score_sum"] / task.statistics["episodes"]
-                writer.add_scalar(f"task/episodic_return/{task.task.name}", mean, outcome.meta_step)
+            score = self._measures.score_of(task.statistics)
+            if score is not None:
+                writer.add_scalar(f"task/{self._measures.score}/{task.task.name}", score, outcome.meta_step)
         for writer in self._writers.values():
             writer.flush()
         self._say(
             f"[bold]meta-step {outcome.meta_step + 1}/{self._config.meta.steps}[/]: "
             f"path length {outcome.path_length:.2f}, energy {outcome.energy:.3g}, "
-            f"{agent_steps / seconds:,.0f} agent steps/s, {seconds:.0f} s"
+            f"{agent_steps / seconds:,.0f} {self._measures.step}/s, {seconds:.0f} s"
         )
 
     def _writer(self, name: str, purge_step: int) -> SummaryWriter:
@@ -211,7 +214,7 @@ def _draw_cosines(writer: SummaryWriter, cosines: Cosines, meta_step: int) -> No
         writer.add_figure("meta/increment_cosines", heat_maps({f"meta-step {meta_step}": cosines}), meta_step)
 
 
-def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) -> dict[str, Any]:
+def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float], measures: Measures) -> dict[str, Any]:
     """A row of metrics.jsonl: of one segment, or of a whole task."""
     row: dict[str, Any] = {
         "kind": kind,
@@ -224,10 +227,7 @@ def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) ->
         "agent_steps": int(statistics["agent_steps"]),
         "frames": int(statistics["frames"]),
         "seconds": round(statistics["seconds"], 3),
-        "episodes": int(statistics["episodes"]),
-        "episodic_return": _mean(statistics, "score_sum"),
-        "episode_length": _mean(statistics, "episode_length_sum"),
-        **{name: statistics[name] for name in MEANS},
+        **_scores_and_means(statistics, measures),
     }
     if kind == "task":
         row |= {"path_length": report.path_length, "energy": report.energy, "moves": report.num_moves,
@@ -235,29 +235,31 @@ def _task_row(kind: str, report: TaskReport, statistics: Mapping[str, float]) ->
     return row
 
 
-def _mean(statistics: Mapping[str, float], name: str) -> float | None:
-    """Mean over the episodes that ended, or None where none did."""
-    return statistics[name] / statistics["episodes"] if statistics["episodes"] else None
+def _scores_and_means(statistics: Mapping[str, float], measures: Measures) -> dict[str, float | None]:
+    """By name; None for the mean over episodes of which none ended, and what is scored at a task's end before it."""
+    found: dict[str, float | None] = {measures.score: measures.score_of(statistics)}
+    if "episodes" in statistics:
+        episodes = int(statistics["episodes"])
+        length = statistics["episode_length_sum"] / episodes if episodes else None
+        found = {"episodes": episodes, **found, "episode_length": length}
+    if measures.held_out_counts:
+        found[measures.held_out_score] = measures.held_out_score_of(statistics)
+    return found | {name: statistics[name] for name in measures.means}
 
 
-def _return_text(statistics: Mapping[str, float]) -> str:
-    mean = _mean(statistics, "score_sum")
-    return "–" if mean is None else f"{mean:.1f}"
-
-
-def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def summary_table(rows: Sequence[Mapping[str, Any]], measures: Measures) -> Table:
     """A row a meta-step, from the rows of metrics.jsonl."""
     table = Table(title="Meta-training", title_justify="left")
-    for name in ("meta-step", "path length", "energy", "agent steps", "frames", "steps/s"):
+    for name in ("meta-step", "path length", "energy", measures.step, measures.frame, "steps/s"):
         table.add_column(name, justify="right")
-    table.add_column("mean episodic return (raw score)")
+    table.add_column(f"mean {measures.score.replace('_', ' ')}")
     for row in rows:
         if row["kind"] != "meta_step":
             continue
         tasks = [task for task in rows if task["kind"] == "task" and task["meta_step"] == row["meta_step"]]
-        returns = sorted((t["game"], t["episodic_return"]) for t in tasks if t["episodic_return"] is not None)
-        shown = ", ".join(f"{game} {value:.1f}" for game, value in returns[:6])
-        more = f" and {len(returns) - 6} more" if len(returns) > 6 else ""
+        scores = sorted((t["game"], t[measures.score]) for t in tasks if t[measures.score] is not None)
+        shown = ", ".join(f"{name} {value:.{measures.digits}f}" for name, value in scores[:6])
+        more = f" and {len(scores) - 6} more" if len(scores) > 6 else ""
         steps = sum(task["agent_steps"] for task in tasks)
         frames = sum(task["frames"] for task in tasks)
         table.add_row(

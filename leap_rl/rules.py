@@ -6,6 +6,8 @@ meta-optimizer that steps the initialization against it.
     leap      Σ over the moves of what leap.py says (Flennerhag et al. 2019)
     reptile   θ⁰ − ψᴷ: Leap's energy without the loss term, to the last bit (Nichol et al. 2018, section 5)
     fomaml    ∇f at the last point: first-order MAML (Finn et al. 2017, section 5.2)
+    maml      the derivative of f at the last point in θ⁰, through all steps (the same, equation 1): only a process
+              that can take its path again has it, and adds it to the last increment itself
     joint     multi-task pretraining: one encoder for all games and heads of each game's own, which are kept from
               one meta-step to the next as part of the initialization. Each task goes on from both, and the mean of
               θ⁰ − ψᴷ steps them (with SGD at a meta learning rate of 1: to the mean of the ψᴷ): the games' gradient
@@ -32,7 +34,7 @@ def make_path(config: MetaConfig) -> PathAccumulator:
             return PathAccumulator("energy", use_loss=False)
         case "fomaml":
             return LastGradient()
-        case "none":
+        case "maml" | "none":
             return NoIncrement()
 
 

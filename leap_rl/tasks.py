@@ -1,4 +1,4 @@
-"""Tasks: the Atari games there are, their modes and difficulties, and which of them a meta-step trains on."""
+"""Tasks: the Atari games there are, their modes and difficulties; which tasks a meta-step trains on."""
 
 import difflib
 import functools
@@ -140,13 +140,49 @@ def ranges(values: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+def training_tasks(config: Any) -> list[str]:
+    """Names of the tasks to meta-train on."""
+    match config.process:
+        case "classification":
+            from leap_rl.processes.classification.data import split
+
+            return split(config.alphabets).train
+        case _:
+            return list(config.tasks.games)
+
+
+def held_out_tasks(config: Any) -> list[str]:
+    """Names of the tasks to evaluate on."""
+    match config.process:
+        case "classification":
+            from leap_rl.processes.classification.data import split
+
+            return split(config.alphabets).held_out
+        case _:
+            return list(config.tasks.held_out)
+
+
+def parse_task(config: Any, text: str) -> str:
+    """The name of a task of the configured process. Raises BadInputError where there is none such."""
+    match config.process:
+        case "classification":
+            from leap_rl.processes.classification.data import parse_alphabet
+
+            return parse_alphabet(config.alphabets, text)
+        case _:
+            return str(parse_game(text))
+
+
 def sample_meta_batch(config: Any, meta_step: int) -> list[Task]:
-    """The tasks of one meta-step: ``meta.batch_size`` different ones of the pool, in slot order."""
-    games = config.tasks.games
+    """The tasks of one meta-step, in slot order: ``meta.batch_size`` different ones; where there are fewer, all of
+    them, and then all of them again."""
+    names, size = training_tasks(config), config.meta.batch_size
     rng = np.random.default_rng(derive_seed(config.run.seed, Purpose.META_BATCH, meta_step))
-    chosen = rng.choice(len(games), size=config.meta.batch_size, replace=False)
+    chosen: list[int] = []
+    while len(chosen) < size:
+        chosen.extend(rng.choice(len(names), size=min(len(names), size - len(chosen)), replace=False))
     return [
-        Task(meta_step, slot, games[index], derive_seed(config.run.seed, Purpose.TASK, meta_step, slot))
+        Task(meta_step, slot, names[index], derive_seed(config.run.seed, Purpose.TASK, meta_step, slot))
         for slot, index in enumerate(chosen)
     ]
 
@@ -162,6 +198,9 @@ def longest_first(tasks: Sequence[Task]) -> list[Task]:
 
     Only the order of the costs matters, and no result depends on it.
     """
-    return sorted(
-        tasks, key=lambda task: (task.meta_step, -catalogue()[task.name.partition(":")[0]].seconds_per_step, task.slot)
-    )
+
+    def seconds(task: Task) -> float:
+        game = catalogue().get(task.name.partition(":")[0])
+        return game.seconds_per_step if game else 0.0  # alphabets take equally long
+
+    return sorted(tasks, key=lambda task: (task.meta_step, -seconds(task), task.slot))

@@ -22,6 +22,7 @@ from leap_rl.evaluation.statistics import (
     probability_of_improvement,
     ratio_of_means,
 )
+from leap_rl.measures import MEASURES, Measures
 from leap_rl.streaming import RANDOM_ARM
 
 
@@ -65,6 +66,7 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Analysis:
+    measures: Measures
     arms: list[str]  # the random one first
     games: list[str]  # with curves of every arm
     counted: list[str]  # that have all seeds: in probabilities of improvement
@@ -102,6 +104,7 @@ class Analysis:
 
 def analyse(description: dict[str, Any], curves: Sequence[Curve]) -> Analysis:
     """``description``: the content of evaluation.json."""
+    measures = measures_of(description)
     arms = [arm["name"] for arm in description["arms"]]
     wanted: int = description["num_seeds"]
     by_task = {(curve.arm, curve.game, curve.seed): curve for curve in curves if not math.isnan(curve.area)}
@@ -113,15 +116,21 @@ def analyse(description: dict[str, Any], curves: Sequence[Curve]) -> Analysis:
             games.append(game)
             paired |= {(arm, game): [by_task[arm, game, seed] for seed in seeds] for arm in arms}
         if len(seeds) < wanted:
-            missing.append(
-                f"{game}: {len(seeds)} of {wanted} seeds have finished, with an episode that ended, in every arm"
-            )
-    results = {(arm, game): _compare(paired[arm, game], paired[RANDOM_ARM, game]) for arm in arms for game in games}
+            scored = "" if measures.natural_scale else ", with an episode that ended,"
+            missing.append(f"{game}: {len(seeds)} of {wanted} seeds have finished{scored} in every arm")
+    results = {
+        (arm, game): _compare(measures, paired[arm, game], paired[RANDOM_ARM, game]) for arm in arms for game in games
+    }
     num_seeds = max((len(paired[RANDOM_ARM, game]) for game in games), default=0)
     counted = [game for game in games if len(paired[RANDOM_ARM, game]) == num_seeds]
-    normalized = [game for game in counted if reference_scores(game)]
-    aggregates = {arm: _aggregate(arm, paired, results, counted, normalized) for arm in arms}
-    return Analysis(arms, games, counted, normalized, num_seeds, results, aggregates, paired, missing, wanted)
+    normalized = [game for game in counted if reference_scores(measures, game)]
+    aggregates = {arm: _aggregate(measures, arm, paired, results, counted, normalized) for arm in arms}
+    return Analysis(measures, arms, games, counted, normalized, num_seeds, results, aggregates, paired, missing, wanted)
+
+
+def measures_of(description: dict[str, Any]) -> Measures:
+    """Of the process that an evaluation trained. (Descriptions without one are older than the others.)"""
+    return MEASURES[description.get("process", "a2c")]
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[Numbers, Numbers]:
@@ -135,18 +144,21 @@ def steps_to_reach(agent_steps: Numbers, returns: Numbers, target: float) -> flo
     return float(agent_steps[reached[0]]) if len(reached) else None
 
 
-def _compare(ours: Sequence[Curve], theirs: Sequence[Curve]) -> GameResult:
+def _compare(measures: Measures, ours: Sequence[Curve], theirs: Sequence[Curve]) -> GameResult:
     """``theirs``: the random arm's, of the same seeds."""
     final, area = [curve.final_score for curve in ours], [curve.area for curve in ours]
     their_final = [curve.final_score for curve in theirs]
-    target, untrained = float(np.mean(their_final)), float(np.mean([curve.first_score for curve in theirs]))
+    target, untrained = (
+        float(np.mean([curve.last_score for curve in theirs])),
+        float(np.mean([curve.first_score for curve in theirs])),
+    )
     steps, smoothed = mean_curve(ours)
     to_target = steps_to_reach(steps, smoothed.mean(axis=0), target)
     their_steps, their_smoothed = mean_curve(theirs)
     their_to_target = steps_to_reach(their_steps, their_smoothed.mean(axis=0), target)
     learned = target > untrained  # else there is nothing to be faster at
     length, energy = [float(curve.path_length[-1]) for curve in ours], [float(curve.energy[-1]) for curve in ours]
-    reference = reference_scores(ours[0].game)
+    reference = reference_scores(measures, ours[0].game)
     moves = sum(float(curve.moves[-1]) for curve in ours)
     return GameResult(
         arm=ours[0].arm,
@@ -165,11 +177,12 @@ def _compare(ours: Sequence[Curve], theirs: Sequence[Curve]) -> GameResult:
         path_ratio=ratio_of_means(length, [float(curve.path_length[-1]) for curve in theirs]),
         energy_ratio=ratio_of_means(energy, [float(curve.energy[-1]) for curve in theirs]),
         loss_rise_share=sum(float(curve.loss_rises[-1]) for curve in ours) / moves if moves else math.nan,
-        gain_per_path=ratio_of_means([score - untrained for score in final], length),
+        gain_per_path=ratio_of_means([curve.last_score - untrained for curve in ours], length),
     )
 
 
 def _aggregate(
+    measures: Measures,
     arm: str,
     curves: dict[tuple[str, str], list[Curve]],
     results: dict[tuple[str, str], GameResult],
@@ -181,7 +194,7 @@ def _aggregate(
         columns = []
         for game in games:
             scores = [getattr(curve, measure) for curve in curves[which, game]]
-            reference = reference_scores(game)
+            reference = reference_scores(measures, game)
             columns.append([reference.normalize(score) for score in scores] if normalize and reference else scores)
         return np.array(columns).T
 

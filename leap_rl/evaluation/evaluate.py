@@ -20,6 +20,7 @@ from leap_rl.backends import Backend
 from leap_rl.evaluation.plan import Plan, differences
 from leap_rl.learner import Checkpoint
 from leap_rl.ledger import TaskReport
+from leap_rl.measures import MEASURES, Measures
 from leap_rl.run import CONFIG, open_run
 from leap_rl.storage import Storage, open_storage
 from leap_rl.task_store import TaskStore
@@ -84,7 +85,7 @@ def run_evaluation(plan: Plan, backend: Backend, storage: Storage, stream: TextI
             print(f"  {event.text}", file=stream)
         elif event.done:
             num_done += 1
-            print(f"  {num_done}/{len(tasks)} {_line(event)}", file=stream)
+            print(f"  {num_done}/{len(tasks)} {_line(event, MEASURES[plan.config.process])}", file=stream)
 
 
 def is_done(store: TaskStore, task: Task) -> bool:
@@ -92,8 +93,8 @@ def is_done(store: TaskStore, task: Task) -> bool:
     return saved is not None and saved.ledger.done
 
 
-def _line(report: TaskReport) -> str:
+def _line(report: TaskReport, measures: Measures) -> str:
     task, statistics = report.task, report.statistics
-    episodes = statistics["episodes"]
-    mean = f"mean return {statistics['score_sum'] / episodes:.1f}" if episodes else "no episode ended"
-    return f"{task.name}, seed {task.meta_step}, {task.arm}: {statistics['agent_steps']:,.0f} agent steps, {mean}"
+    score = measures.score_of(statistics)
+    shown = "no episode ended" if score is None else f"mean {measures.score_text} {score:.{measures.digits}f}"
+    return f"{task.name}, seed {task.meta_step}, {task.arm}: {statistics['agent_steps']:,.0f} {measures.step}, {shown}"

@@ -38,6 +38,7 @@ def color_of(arm: str, arms: Sequence[str]) -> str:
 
 def learning_curves(analysis: Analysis) -> Figure:
     """A panel a game: mean over seeds of the smoothed return, with its 95 % interval (Student's t)."""
+    measures = analysis.measures
     columns = min(3, len(analysis.games))
     rows = math.ceil(len(analysis.games) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows + 0.6), layout="constrained")
@@ -52,7 +53,7 @@ def learning_curves(analysis: Analysis) -> Figure:
             if len(curves) > 1:
                 half = _half_width(returns)
                 axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
-        reference = reference_scores(game)
+        reference = None if measures.natural_scale else reference_scores(measures, game)
         if reference:
             axis.axhline(reference.random, color="0.6", linestyle=":", linewidth=1, label="random play")
         axis.set_title(game)
@@ -61,8 +62,8 @@ def learning_curves(analysis: Analysis) -> Figure:
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     for axis in axes[len(analysis.games) :]:
         axis.set_visible(False)
-    figure.supxlabel("agent steps")
-    figure.supylabel("return (raw score)")
+    figure.supxlabel(measures.step)
+    figure.supylabel("training accuracy" if measures.natural_scale else "return (raw score)")
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries, loc="outside upper center", ncols=min(len(entries), 6), frameon=False)
     return figure
@@ -83,9 +84,10 @@ def _steps(value: float) -> str:
 
 def over_games(analysis: Analysis) -> Figure:
     """Interquartile means and probabilities of improvement with their intervals, a row an arm."""
+    unit = analysis.measures.score_text if analysis.measures.natural_scale else "human-normalized"
     panels = [
-        ("final", "final score, IQM\n(human-normalized)", None),
-        ("area", "area under the curve, IQM\n(human-normalized)", None),
+        ("final", f"final score, IQM\n({unit})", None),
+        ("area", f"area under the curve, IQM\n({unit})", None),
         ("final_better", "P(better than random)\nby final score", 0.5),
         ("area_better", "P(better than random)\nby area", 0.5),
     ]

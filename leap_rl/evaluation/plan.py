@@ -1,4 +1,7 @@
-"""What an evaluation trains: every arm on every game from every seed, the arms differing in where they start."""
+"""What an evaluation trains: every arm on every game from every seed, the arms differing in where they start.
+
+A game is whatever the process has as a task: an alphabet, of classification.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +17,7 @@ from leap_rl.run import CONFIG, INITIALIZATION, RunDirectory, fingerprint, read_
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.storage import LocalStorage, Storage, open_storage
 from leap_rl.streaming import RANDOM_ARM
-from leap_rl.tasks import parse_game
+from leap_rl.tasks import held_out_tasks, parse_task, training_tasks
 from leap_rl.types import BadInputError, Task, Tensors
 
 SEGMENTS = 50  # points a learning curve has, at least
@@ -68,7 +71,8 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What evaluation.json holds, and what must be the same when an evaluation is continued."""
-        return {"format": "leap_rl evaluation", "arms": [arm.describe() for arm in self.arms],
+        arms = [arm.describe() for arm in self.arms]
+        return {"format": "leap_rl evaluation", "process": self.config.process, "arms": arms,
                 "games": list(self.games), "num_seeds": self.num_seeds}  # fmt: skip
 
 
@@ -98,6 +102,10 @@ def make_plan(
             f"{sources[0]}: has no {CONFIG} beside it, which would say how to train; name its run directory, or "
             "another run as well"
         )
+    for source, (_, _, theirs) in zip(sources, read, strict=True):
+        if theirs is not None and theirs.process != base.process:
+            raise BadInputError(f"{source}: process = {theirs.process}, where that of the others is {base.process}")
+    base = resolve(base)
     chosen = _games(games, base)
     config = _evaluation_config(base, chosen, agent_steps, out or f"{_folder(sources[0])}-evaluation")
     needed = initial_parameters(config, 0)
@@ -108,7 +116,7 @@ def make_plan(
         if theirs is not None:
             first = without_heads(initial_parameters(theirs, derive_seed(theirs.run.seed, Purpose.INITIALIZATION)))
             arm = replace(
-                arm, trained_on=tuple(theirs.tasks.games), trained_with=_otherwise(theirs, config), first=first
+                arm, trained_on=tuple(training_tasks(theirs)), trained_with=_otherwise(theirs, config), first=first
             )
         arms.append(replace(arm, initialization=tensors))
     return Plan(config, tuple(arms), tuple(chosen), num_seeds)
@@ -143,17 +151,18 @@ def _read_config(storage: Storage, overrides: Sequence[str]) -> Config:
 
 def _otherwise(theirs: Config, ours: Config) -> tuple[str, ...]:
     """What the tasks of a run's meta-training had otherwise than those of the evaluation."""
-    keys = {"agent", "env", "precision"}
+    keys = {"agent", "env", "classifier", "precision"}
     wanted = dict(flatten(ours.model_dump(include=keys)))
     return tuple(f"{key} = {value}" for key, value in flatten(theirs.model_dump(include=keys)) if wanted[key] != value)
 
 
 def _games(games: Sequence[str] | None, base: Config) -> list[str]:
     if games is None:
-        if not base.tasks.held_out:
+        held_out = held_out_tasks(base)
+        if not held_out:
             raise BadInputError("tasks.held_out of the run is empty; name the games to evaluate with --games")
-        return list(base.tasks.held_out)
-    chosen = [str(parse_game(game)) for game in games]
+        return held_out
+    chosen = [parse_task(base, game) for game in games]
     for game in chosen:
         if chosen.count(game) > 1:
             raise BadInputError(f"--games: {game} is named {chosen.count(game)} times; each may be named once")
@@ -162,9 +171,11 @@ def _games(games: Sequence[str] | None, base: Config) -> list[str]:
 
 def _evaluation_config(base: Config, games: Sequence[str], agent_steps: int | None, out: str) -> Config:
     """The run's own, but for what belongs to meta-training: the path is measured in the same way for all arms."""
-    tree = resolve(base).model_dump()
+    tree = base.model_dump()
     meta = MetaConfig(steps=1, batch_size=1, lr=1.0, parameters=base.meta.parameters)
-    tree |= {"meta": meta.model_dump(), "tasks": {"games": list(games), "held_out": []}}
+    tree["meta"] = meta.model_dump()
+    if "tasks" in tree:
+        tree["tasks"] = {"games": list(games), "held_out": []}
     tree["run"] |= {"dir": out, "seed": 0}
     tree["task"]["agent_steps"] = base.task.agent_steps if agent_steps is None else agent_steps
     tree["stream"] = {"segment_updates": base.stream.segment_updates, "compression": "none"}
@@ -181,10 +192,16 @@ def _check_fits(source: str, tensors: Tensors, needed: Tensors, config: Config) 
     for name, value in sorted(needed.items()):
         if name not in tensors or tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
             found = _shape(tensors[name]) if name in tensors else "not in it"
+            env = config.env
+            decisive = (
+                f"classifier.filters = {config.classifier.filters}"
+                if config.process == "classification"
+                else f"env.color = {env.color}, env.frame_stack = {env.frame_stack}, "
+                f"env.screen_size = {env.screen_size}"
+            )
             raise BadInputError(
                 f"{source}: {name} is {found}; needed is {_shape(value)}, for the network of meta.parameters = "
-                f"{config.meta.parameters}, env.color = {config.env.color}, env.frame_stack = "
-                f"{config.env.frame_stack}, env.screen_size = {config.env.screen_size}"
+                f"{config.meta.parameters}, {decisive}"
             )
         if not torch.isfinite(tensors[name]).all():
             raise BadInputError(f"{source}: {name} holds numbers that are not finite")

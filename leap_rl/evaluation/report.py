@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from leap_rl.evaluation.analysis import Analysis, analyse
+from leap_rl.evaluation.analysis import Analysis, analyse, measures_of
 from leap_rl.evaluation.evaluate import read_description
 from leap_rl.evaluation.results import read_curves, read_probes
 from leap_rl.evaluation.scores import reference_scores
 from leap_rl.evaluation.statistics import Estimate
+from leap_rl.measures import Measures
 from leap_rl.storage import LocalStorage, open_storage
 from leap_rl.streaming import RANDOM_ARM
 from leap_rl.types import BadInputError
@@ -32,7 +33,7 @@ def write_report(url: str) -> Analysis:
 
     storage = open_storage(url)
     description = read_description(storage)
-    analysis, probes = analyse(description, read_curves(storage)), read_probes(storage)
+    analysis, probes = analyse(description, read_curves(storage, measures_of(description))), read_probes(storage)
     shown = {arm: entry for arm, entry in probes.get("cosines", {}).items() if entry["games"]}
     drawn: dict[str, Any] = {}
     if analysis.games:
@@ -50,16 +51,18 @@ def write_report(url: str) -> Analysis:
 
 
 def _lines(description: dict[str, Any], analysis: Analysis, probes: dict[str, Any], figures: set[str]) -> Iterator[str]:
+    measures = analysis.measures
     yield "# Training from an initialization, and from a random one"
     yield ""
     lasts = [curve for curves in analysis.curves.values() for curve in curves][:1]
     steps = "".join(
-        f", {last.agent_steps[-1]:,.0f} agent steps ({last.frames[-1]:,.0f} frames) a task" for last in lasts
+        f", {last.agent_steps[-1]:,.0f} {measures.step} ({last.frames[-1]:,.0f} {measures.frame}) a task"
+        for last in lasts
     )
     yield (
-        f"{len(description['games'])} game(s), {description['num_seeds']} seed(s){steps}. The arms differ in the "
-        "encoder's initial weights and in nothing else: a seed has the same heads, environments and action noise in "
-        "each."
+        f"{len(description['games'])} {measures.task}(s), {description['num_seeds']} seed(s){steps}. The arms differ "
+        f"in the initial weights that are meta-learned and in nothing else: a seed has the same {measures.paired} "
+        "in each."
     )
     yield ""
     yield from _table(
@@ -72,14 +75,15 @@ def _lines(description: dict[str, Any], analysis: Analysis, probes: dict[str, An
     )
     yield from _notes(description, analysis)
     if not analysis.games:
-        yield "Nothing can be compared yet: in no game has an episode ended in every arm."
+        ended = "every arm finished" if measures.natural_scale else "an episode ended in every arm"
+        yield f"Nothing can be compared yet: in no {measures.task} has {ended}."
         return
     yield from _over_games(analysis, figures)
     yield from _harmed(analysis)
     yield from _by_game(analysis, figures)
     yield from _paths(analysis, figures)
-    yield from _probes(probes, figures)
-    yield from _method()
+    yield from _probes(probes, figures, measures)
+    yield from _method(measures)
 
 
 def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
@@ -99,7 +103,7 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
             notes.append(
                 f"Evaluated otherwise than {arm['name']} was meta-trained, which had {', '.join(arm['trained_with'])}."
             )
-    raw = [game for game in analysis.games if reference_scores(game) is None]
+    raw = [game for game in analysis.games if reference_scores(analysis.measures, game) is None]
     if raw:
         notes.append(
             f"Reported raw, since the table of random and human scores has no entry: {', '.join(raw)}. "
@@ -114,7 +118,9 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
 
 
 def _over_games(analysis: Analysis, figures: set[str]) -> Iterator[str]:
-    yield "## Over all games"
+    measures = analysis.measures
+    scale = "accuracies" if measures.natural_scale else "human-normalized (0 random play, 1 human)"
+    yield f"## Over all {measures.tasks}"
     yield ""
     rows = []
     for arm in analysis.arms:
@@ -132,19 +138,19 @@ def _over_games(analysis: Analysis, figures: set[str]) -> Iterator[str]:
         rows,
     )  # fmt: skip
     yield (
-        "Scores are human-normalized (0 random play, 1 human): interquartile means over seeds and games, with 95 % "
-        "intervals. P: how often a run beats one of the random arm; 0.5 is no difference. Path length and energy: "
-        "multiples of the random arm's, geometric mean over games; what Leap descends. A shorter path is not yet "
-        "faster learning: read both."
+        f"Scores are {scale}: interquartile means over seeds and {measures.tasks}, with 95 % intervals. P: how often "
+        "a run beats one of the random arm; 0.5 is no difference. Path length and energy: multiples of the random "
+        f"arm's, geometric mean over {measures.tasks}; what Leap descends. A shorter path is not yet faster learning: "
+        "read both."
     )
     yield ""
     if "over_games" in figures:
-        yield "![over all games](over_games.png)"
+        yield f"![over all {measures.tasks}](over_games.png)"
         yield ""
 
 
 def _harmed(analysis: Analysis) -> Iterator[str]:
-    yield "## Games that were harmed"
+    yield f"## {analysis.measures.tasks.capitalize()} that were harmed"
     yield ""
     for arm in analysis.arms:
         if arm == RANDOM_ARM:
@@ -158,21 +164,22 @@ def _harmed(analysis: Analysis) -> Iterator[str]:
         )  # fmt: skip
     yield ""
     yield (
-        "By final score or by area, each at 95 %: with two looks a game, about one game in twenty would be listed by "
+        "By final score or by area, each at 95 %: with two looks at each, about one in twenty would be listed by "
         "chance alone."
     )
     yield ""
 
 
 def _by_game(analysis: Analysis, figures: set[str]) -> Iterator[str]:
-    yield "## Game by game"
+    measures = analysis.measures
+    yield f"## {measures.task.capitalize()} by {measures.task}"
     yield ""
     if "learning_curves" in figures:
         yield "![learning curves](learning_curves.png)"
         yield ""
         yield (
-            "Mean over seeds of the return, each point over the episodes of the tenth of training that ends there; "
-            "shaded: its 95 % interval."
+            f"Mean over seeds of the {measures.score_text}, each point over {measures.counts[1]} of the tenth of "
+            "training that ends there; shaded: its 95 % interval."
         )
         yield ""
     rows = []
@@ -184,21 +191,25 @@ def _by_game(analysis: Analysis, figures: set[str]) -> Iterator[str]:
             speedup = f"{result.speedup:.2f}" if result.speedup else "–"
             human = "raw" if result.human_normalized is None else f"{result.human_normalized:.3f}"
             learned = analysis.results[RANDOM_ARM, game].steps_to_target is not None
+            digits = 3 if measures.natural_scale else None
             rows.append([
-                game if itself else "", arm, _shown(result.final), human, _shown(result.area),
-                "–" if itself else _shown(result.final_difference), "–" if itself else _shown(result.area_difference),
+                game if itself else "", arm, _shown(result.final, digits),
+                *(() if measures.natural_scale else (human,)), _shown(result.area, digits),
+                *("–" if itself else _shown(difference, digits)
+                  for difference in (result.final_difference, result.area_difference)),
                 f"{reached} ({result.seeds_at_target}/{result.num_seeds})" if learned else "–", speedup,
             ])  # fmt: skip
     yield from _table(
-        ["game", "arm", "final score", "human-norm.", "area", "final − random's", "area − random's",
-         "steps to random's final", "speed-up"],
+        [measures.task, "arm", "final score", *(() if measures.natural_scale else ("human-norm.",)), "area",
+         "final − random's", "area − random's", "steps to random's last", "speed-up"],
         rows, left=2,
     )  # fmt: skip
     yield (
-        "Means over seeds of raw scores, with Student's t intervals; differences are paired by seed. Steps: until the "
-        "mean curve is at the random arm's final score (in brackets: how many seeds get there on their own); "
-        "speed-up: the random arm's steps to it, over this arm's, without an interval. – : the random arm ended no "
-        "higher than it began, so there is nothing to be faster at."
+        f"Means over seeds of {'accuracies' if measures.natural_scale else 'raw scores'}, with Student's t intervals; "
+        "differences are paired by seed. Steps: until the mean curve is where the random arm's is over the last tenth "
+        "of training (in brackets: how many seeds get there on their own); speed-up: the random arm's steps to it, "
+        "over this arm's, without an interval. – : the random arm ended no higher than it began, so there is nothing "
+        "to be faster at."
     )
     yield ""
 
@@ -218,26 +229,28 @@ def _paths(analysis: Analysis, figures: set[str]) -> Iterator[str]:
                 f"{result.path_ratio:.2f}", f"{result.loss_rise_share:.1%}", f"{result.gain_per_path:.3g}",
             ])  # fmt: skip
     yield from _table(
-        ["game", "arm", "path length", "energy", "× random's length", "loss rose", "gain per path"], rows, left=2
+        [analysis.measures.task, "arm", "path length", "energy", "× random's length", "loss rose", "gain per path"],
+        rows,
+        left=2,
     )
     yield (
         "Through parameters and loss, as the paper measures it, for every arm alike. Loss rose: share of moves, where "
-        "the stabilizer acts. Gain per path: final score above the untrained agent's (the random arm's first tenth), "
-        "per unit of path length."
+        f"the stabilizer acts. Gain per path: mean {analysis.measures.score_text} of the last tenth of training above "
+        "the random arm's in its first tenth, per unit of path length."
     )
     yield ""
 
 
-def _probes(probes: dict[str, Any], figures: set[str]) -> Iterator[str]:
+def _probes(probes: dict[str, Any], figures: set[str], measures: Measures) -> Iterator[str]:
     if "heat_maps" in figures:
-        yield "## Do the games pull the same way?"
+        yield f"## Do the {measures.tasks} pull the same way?"
         yield ""
         yield "![cosines between increments](heat_maps.png)"
         yield ""
         yield (
-            "Cosine between the meta-gradients (energy, with the loss term) of the tasks of two games, from each "
-            "arm's initialization: +1 they help each other, −1 they undo each other. On the diagonal: two seeds of "
-            "one game, the most that two games can agree; – with one seed."
+            f"Cosine between the meta-gradients (energy, with the loss term) of the tasks of two {measures.tasks}, "
+            "from each arm's initialization: +1 they help each other, −1 they undo each other. On the diagonal: two "
+            f"seeds of one {measures.task}, the most that two {measures.tasks} can agree; – with one seed."
         )
         yield ""
     drift: dict[str, dict[str, float]] = probes.get("drift", {})
@@ -251,14 +264,15 @@ def _probes(probes: dict[str, Any], figures: set[str]) -> Iterator[str]:
         yield ""
 
 
-def _method() -> Iterator[str]:
+def _method(measures: Measures) -> Iterator[str]:
+    table = "" if measures.natural_scale else " Random and human scores: Wang et al. 2016."
     yield "## Method"
     yield ""
     yield (
-        "Final score: mean raw return over the episodes of the last tenth of training. Area: mean return over agent "
-        "steps, i.e. the area under the learning curve divided by its length. Over games: Agarwal et al. 2021 "
-        "(interquartile mean, probability of improvement, bootstrap stratified by game, 10,000 replicates, seeded), "
-        "with percentiles moved outwards for few seeds (Hesterberg 2015). Random and human scores: Wang et al. 2016."
+        f"Final score: {measures.final_text}. Area: mean {measures.score_text} over {measures.step}, i.e. the area "
+        f"under the learning curve divided by its length. Over {measures.tasks}: Agarwal et al. 2021 (interquartile "
+        f"mean, probability of improvement, bootstrap stratified by {measures.task}, 10,000 replicates, seeded), with "
+        f"percentiles moved outwards for few seeds (Hesterberg 2015).{table}"
     )
     yield ""
 

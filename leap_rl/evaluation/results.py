@@ -7,8 +7,9 @@ same bytes. The report reads nothing else.
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from leap_rl.evaluation.plan import Plan
 from leap_rl.ledger import Ledger
+from leap_rl.measures import MEASURES, Measures
 from leap_rl.probes import cosines, drift_by_layer
 from leap_rl.storage import Storage
 from leap_rl.streaming import RANDOM_ARM
@@ -24,10 +26,6 @@ from leap_rl.task_store import TaskStore
 from leap_rl.types import BadInputError
 
 CURVES, PROBES = "curves.csv", "probes.json"
-COLUMNS = (
-    "arm", "game", "seed", "agent_steps", "frames", "episodes", "episodic_return", "path_length", "energy", "moves",
-    "loss_rises", "entropy", "loss",
-)  # fmt: skip
 WINDOW = 0.1  # of a task: what the final score and the smoothed curve are means over
 
 Numbers = NDArray[np.float64]
@@ -35,19 +33,23 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """One task: a number for each of its S segments. ``returns`` is NaN where no episode ended in the segment."""
+    """One task: a number for each of its S segments. ``returns`` (of classification: accuracies) is NaN where nothing
+    was scored, no episode ended in the segment."""
 
     arm: str
     game: str
     seed: int
     agent_steps: Numbers  # [S] of the task so far
     frames: Numbers  # [S] of the task so far
-    episodes: Numbers  # [S] that ended in the segment
-    returns: Numbers  # [S] their mean raw return
+    episodes: Numbers  # [S] that ended in the segment; of classification, images
+    returns: Numbers  # [S] their mean raw return; the share that was classified correctly
     path_length: Numbers  # [S] of the task so far, parameters and loss (paper's measure), as the energy
     energy: Numbers
     moves: Numbers
     loss_rises: Numbers
+    held_out: Numbers = field(
+        default_factory=lambda: np.array([math.nan])
+    )  # [S] score on data held out from the task; NaN before its end
 
     @property
     def _window(self) -> int:
@@ -61,6 +63,12 @@ class Curve:
 
     @property
     def final_score(self) -> float:
+        """On held-out data, or, where there is none, :attr:`last_score`."""
+        held_out = float(self.held_out[-1])
+        return self.last_score if math.isnan(held_out) else held_out
+
+    @property
+    def last_score(self) -> float:
         """Mean return over the last tenth of the task; further back where no episode ended there."""
         ended = np.flatnonzero(self.episodes)
         if not len(ended):
@@ -107,25 +115,36 @@ def collect(plan: Plan, storage: Storage) -> None:
         saved = store.load(task)
         if saved and saved.ledger.done:
             ledgers.append(saved.ledger)
-    storage.write(CURVES, _curves_csv(ledgers).encode())
+    storage.write(CURVES, _curves_csv(ledgers, MEASURES[plan.config.process]).encode())
     storage.write(PROBES, (json.dumps(_probes(plan, ledgers), indent=1) + "\n").encode())
 
 
-def _curves_csv(ledgers: Sequence[Ledger]) -> str:
+def _columns(measures: Measures) -> tuple[str, ...]:
+    held_out = (measures.held_out_score,) if measures.held_out_counts else ()
+    further = ("entropy", "loss") if "entropy" in measures.means else ("loss",)
+    paths = ("path_length", "energy", "moves", "loss_rises")
+    scored = (measures.counts[1], measures.score)
+    return ("arm", "game", "seed", "agent_steps", "frames", *scored, *held_out, *paths, *further)
+
+
+def _curves_csv(ledgers: Sequence[Ledger], measures: Measures) -> str:
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    columns = _columns(measures)
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     for ledger in ledgers:
         task = ledger.task
         for report in ledger.reports:
             segment, total = report.segment, report.statistics
-            writer.writerow({
-                "arm": task.arm, "game": task.name, "seed": task.meta_step, "agent_steps": int(total["agent_steps"]),
-                "frames": int(total["frames"]), "episodes": int(segment["episodes"]),
-                "episodic_return": segment["score_sum"] / segment["episodes"] if segment["episodes"] else "",
+            row: dict[str, Any] = {
+                **segment, "arm": task.arm, "game": task.name, "seed": task.meta_step,
+                "agent_steps": int(total["agent_steps"]), "frames": int(total["frames"]),
+                measures.counts[1]: int(segment[measures.counts[1]]), measures.score: measures.score_of(segment),
+                measures.held_out_score: measures.held_out_score_of(segment),
                 "path_length": report.path_length, "energy": report.energy, "moves": report.num_moves,
-                "loss_rises": report.num_rises, "entropy": segment["entropy"], "loss": segment["loss"],
-            })  # fmt: skip
+                "loss_rises": report.num_rises,
+            }  # fmt: skip
+            writer.writerow({column: "" if row[column] is None else row[column] for column in columns})
     return file.getvalue()
 
 
@@ -142,28 +161,30 @@ def _probes(plan: Plan, ledgers: Sequence[Ledger]) -> dict[str, Any]:
     return {"cosines": matrices, "drift": drift}
 
 
-def read_curves(storage: Storage) -> list[Curve]:
+def read_curves(storage: Storage, measures: Measures) -> list[Curve]:
     """The curves of an evaluation. Raises BadInputError where there are none, or the file is damaged."""
     try:
         rows = list(csv.DictReader(io.StringIO(storage.read(CURVES).decode())))
         tasks: dict[tuple[str, str, int], list[dict[str, str]]] = {}
         for row in rows:
             tasks.setdefault((row["arm"], row["game"], int(row["seed"])), []).append(row)
+        columns = ("agent_steps", "frames", measures.counts[1], measures.score, "path_length", "energy", "moves",
+                   "loss_rises", *((measures.held_out_score,) if measures.held_out_counts else ()))  # fmt: skip
         return [
             Curve(
                 *key,
-                *(
-                    np.array([float(row[column]) if row[column] else np.nan for row in task])
-                    for column in ("agent_steps", "frames", "episodes", "episodic_return", "path_length", "energy",
-                                   "moves", "loss_rises")
-                ),
+                *(np.array([_number(row[column]) for row in task]) for column in columns),
             )
             for key, task in tasks.items()
-        ]  # fmt: skip
+        ]
     except FileNotFoundError:
         raise BadInputError(f"{storage.url}: has no {CURVES}; the same `leap-rl evaluate` command makes it") from None
     except (KeyError, ValueError, TypeError) as error:
         raise BadInputError(f"{storage.url}/{CURVES}: cannot be read: {error}") from None
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
 
 
 def read_probes(storage: Storage) -> dict[str, Any]:

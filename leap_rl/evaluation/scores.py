@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
+from leap_rl.measures import Measures
+
 
 @dataclass(frozen=True)
 class ReferenceScores:
@@ -29,6 +31,7 @@ def _table() -> dict[str, ReferenceScores]:
     return {game: ReferenceScores(**row) for game, row in rows.items()}
 
 
-def reference_scores(game: str) -> ReferenceScores | None:
-    """Of a game as tasks name it; None for games without an entry, and for modes other than the default."""
-    return _table().get(game)
+def reference_scores(measures: Measures, game: str) -> ReferenceScores | None:
+    """Of a game as tasks name it; None for games without an entry, and for modes other than the default. Scores that
+    are on one scale as they are, stay as they are."""
+    return ReferenceScores(0.0, 1.0) if measures.natural_scale else _table().get(game)

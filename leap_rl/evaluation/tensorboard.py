@@ -23,7 +23,7 @@ def write_tensorboard(analysis: Analysis, probes: dict[str, object], directory: 
             energy = np.mean([curve.energy for curve in curves], axis=0)
             for index, step in enumerate(curves[0].agent_steps):
                 if not np.isnan(returns[index]):
-                    writer.add_scalar(f"return/{game}", returns[index], int(step))
+                    writer.add_scalar(f"{analysis.measures.score_text}/{game}", returns[index], int(step))
                 writer.add_scalar(f"path_length/{game}", path_length[index], int(step))
                 writer.add_scalar(f"energy/{game}", energy[index], int(step))
     matrices = probes.get("cosines")

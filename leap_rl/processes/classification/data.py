@@ -1,0 +1,148 @@
+"""Alphabets as tasks: where their drawings come from, which are held out, and batches of them, turned and moved.
+
+    drawings of all alphabets → split into meta-training, held-out and validation alphabets
+    one alphabet              → a problem: 20 of its characters, 15 drawings of each to train on and 5 held out
+    step i of a task          → a batch, from the task's seed and i alone
+
+Left open by the paper, and chosen here: an alphabet's 20 characters and their labels are drawn once, from
+``alphabets.split`` and its name, so that an alphabet is one problem wherever it is met; its last five drawings (as
+they are named) are held out; drawings of a batch are drawn with replacement; those that are held out are turned and
+moved as well, each once.
+"""
+
+import difflib
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leap_rl.config import AlphabetsConfig
+from leap_rl.processes.classification.glyphs import load_glyphs
+from leap_rl.processes.classification.omniglot import load_omniglot
+from leap_rl.types import BadInputError
+
+NUM_CLASSES, NUM_HELD_OUT, SIDE = 20, 5, 28
+TURN, SHIFT, SCALE = 360.0, 0.2, (0.8, 1.2)  # degrees; share of the size; times
+
+
+@dataclass(frozen=True)
+class Family:
+    """All alphabets of a source."""
+
+    drawings: dict[str, NDArray[Any]]  # alphabet → uint8 [characters, 20 drawings, 28, 28], ink 255
+    checksum: str  # SHA-256 of all of them
+
+
+class Split(NamedTuple):
+    """Names of alphabets. Of two numbers to train on, the smaller pool is part of the larger; what is held out
+    depends on neither."""
+
+    train: list[str]
+    held_out: list[str]
+    validation: list[str]
+
+
+@functools.cache
+def load_family(source: str) -> Family:
+    """The alphabets with at least 20 characters. Raises BadInputError where there is nothing to be read."""
+    drawings = load_glyphs() if source == "glyphs" else load_omniglot(source)
+    digest = hashlib.sha256()
+    for name, images in sorted(drawings.items()):
+        digest.update(f"{name}\0{images.shape}\0".encode() + images.tobytes())
+    return Family(drawings, digest.hexdigest())
+
+
+def checked_family(config: AlphabetsConfig) -> Family:
+    """:func:`load_family`. Raises BadInputError where its drawings are not those of ``alphabets.checksum``."""
+    family = load_family(config.source)
+    if config.checksum not in (None, family.checksum):
+        raise BadInputError(
+            f"alphabets.checksum = {config.checksum}: the drawings of alphabets.source = {config.source} are others "
+            f"here: {family.checksum}"
+        )
+    return family
+
+
+def split(config: AlphabetsConfig) -> Split:
+    """Which alphabets are for what. Raises BadInputError where there are too few."""
+    names = sorted(checked_family(config).drawings)
+    if config.train + config.held_out > len(names):
+        raise BadInputError(
+            f"alphabets.train = {config.train}: must be at most {max(0, len(names) - config.held_out)}: "
+            f"{config.source} has {len(names)} alphabets of at least {NUM_CLASSES} characters, and "
+            f"alphabets.held_out = {config.held_out} of them are held out"
+        )
+    shuffled = [names[index] for index in np.random.default_rng(config.split).permutation(len(names))]
+    end = config.held_out + config.train
+    return Split(shuffled[config.held_out : end], shuffled[: config.held_out], shuffled[end:])
+
+
+def parse_alphabet(config: AlphabetsConfig, text: str) -> str:
+    """The name of an alphabet of the family. Raises BadInputError where there is none such."""
+    names = sorted(checked_family(config).drawings)
+    if text not in names:
+        near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInputError(f"unknown alphabet {text!r}: {config.source} has {len(names)} others{hint}")
+    return text
+
+
+class Problem(NamedTuple):
+    """A 20-way classification: uint8, ink 255."""
+
+    train: Tensor  # [20 labels, drawings, 28, 28]
+    held_out: Tensor  # [20 labels, 5 drawings, 28, 28]
+
+
+def load_problem(config: AlphabetsConfig, alphabet: str) -> Problem:
+    """The problem that an alphabet is. Raises BadInputError where it is not there."""
+    drawings = checked_family(config).drawings[alphabet]
+    rng = np.random.default_rng([config.split, *alphabet.encode()])
+    chosen = torch.from_numpy(drawings[rng.permutation(len(drawings))[:NUM_CLASSES]])
+    return Problem(chosen[:, :-NUM_HELD_OUT], chosen[:, -NUM_HELD_OUT:])
+
+
+class Batch(NamedTuple):
+    images: Tensor  # float32 [N, 1, 28, 28], ink 1
+    labels: Tensor  # int64 [N]
+
+
+def training_batch(problem: Problem, size: int, seed: int, step: int) -> Batch:
+    """What gradient step ``step`` of a task with this seed sees: no stream is carried from one to the next."""
+    generator = _generator(seed, step)
+    num_classes, num_drawings = problem.train.shape[:2]
+    chosen = torch.randint(num_classes * num_drawings, (size,), generator=generator)
+    return Batch(augment(problem.train.flatten(0, 1)[chosen], generator), chosen // num_drawings)
+
+
+def held_out_batch(problem: Problem, seed: int) -> Batch:
+    """All drawings that are held out, each once."""
+    labels = torch.arange(len(problem.held_out)).repeat_interleave(problem.held_out.shape[1])
+    return Batch(augment(problem.held_out.flatten(0, 1), _generator(seed)), labels)
+
+
+def _generator(seed: int, *key: int) -> torch.Generator:
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 [N, 28, 28] → float32 [N, 1, 28, 28], each turned by any angle, shifted and scaled by its own draw."""
+    size = len(images)
+    angle, right, down, scale = torch.rand(4, size, generator=generator)
+    angle = angle * math.radians(TURN)
+    right, down = (2 * SHIFT * (2 * shift - 1) for shift in (right, down))  # of an image that is 2 wide
+    scale = SCALE[0] + (SCALE[1] - SCALE[0]) * scale
+    cosine, sine = torch.cos(angle) / scale, torch.sin(angle) / scale
+    # From a point of the new image to where it was: shift back, then turn and scale back.
+    rows = [cosine, sine, -(cosine * right + sine * down), -sine, cosine, sine * right - cosine * down]
+    back = torch.stack(rows, dim=1).view(size, 2, 3)
+    grid = F.affine_grid(back, [size, 1, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(images[:, None].float() / 255, grid, align_corners=False)
