@@ -107,7 +107,8 @@ def test_what_is_dumped_is_read_back_the_same(load):
 
 def test_every_key_is_described(load):
     described = dict(describe_keys())
-    assert list(described) == [key for key, _ in flatten(load().model_dump())]
+    written = [key for config in (load(), classification()) for key, _ in flatten(config.model_dump())]
+    assert list(described) == sorted(set(written), key=list(described).index)
     assert described["meta.metric"].startswith("energy | length")
     assert described["meta.steps"].endswith("required")
     assert described["env.noop_max"].endswith("default 30")
@@ -150,7 +151,12 @@ REFUSED = [
     # one of a few
     ("backend=rya", "backend = rya", "'ray' or 'serial'"),
     ("meta.metric=lenght", "meta.metric = lenght", "'energy' or 'length'"),
-    ("meta.rule=maml", "meta.rule = maml", "'leap', 'reptile', 'fomaml', 'joint' or 'none'"),
+    ("meta.rule=mamal", "meta.rule = mamal", "'leap', 'reptile', 'fomaml', 'maml', 'joint' or 'none'"),
+    ("meta.rule=maml", "meta.rule = maml", "only process = classification has it", "not a2c"),
+    ("process=sac", "process = sac", "'a2c' or 'classification'"),
+    ("process=classification", "tasks: only process = a2c has it", "not classification"),
+    ("alphabets.train=3", "alphabets: only process = classification has it", "not a2c"),
+    ("classifier.lr=0.1", "classifier: only process = classification has it", "not a2c"),
     ("meta.loss_difference=pared", "meta.loss_difference = pared", "'successive' or 'paired'"),
     ("meta.optimizer=rmsprop", "meta.optimizer = rmsprop", "'sgd', 'nesterov' or 'adam'"),
     ("meta.parameters=heads", "meta.parameters = heads", "'encoder' or 'all'"),
@@ -316,6 +322,12 @@ OTHER = {
     "workers.per_node": 2, "meta.schedule": "asynchronous", "meta.max_staleness": 2, "faults.min_tasks": 2,
     "faults.segment_timeout": 60.0,
 }  # fmt: skip
+# The same for the keys that only classification has.
+CLASSIFICATION = {
+    "alphabets.source": "elsewhere", "alphabets.train": 5, "alphabets.held_out": 3, "alphabets.split": 1,
+    "alphabets.checksum": "0" * 64, "classifier.filters": 8, "classifier.batch_size": 10, "classifier.lr": 0.01,
+    "meta.rule": "maml", "task.agent_steps": 7,
+}  # fmt: skip
 FREE = {"run.dir", "run.keep_checkpoints", "backend", "ray.address", "workers.count", "workers.cpus", "workers.gpus",
         "workers.per_node", "faults.segment_timeout", "log.segments"}  # fmt: skip
 # Keys that need each other: device = cuda allows a share of a GPU, the full action space meta.parameters = all.
@@ -333,8 +345,17 @@ def changed(load, changes):
     return parse_config(tree)
 
 
+def classification(**changes):
+    tree = {"process": "classification", "run": {"dir": "runs/test"}, "task": {"agent_steps": 100},
+            "meta": {"steps": 2, "batch_size": 40, "lr": 0.1}}  # fmt: skip
+    for key, value in changes.items():
+        section, leaf = key.split(".")
+        tree.setdefault(section, {})[leaf] = value
+    return parse_config(tree)
+
+
 def test_every_key_is_tried():
-    assert set(OTHER) == set(all_keys())
+    assert {"process", *OTHER, *CLASSIFICATION} == set(all_keys())
     assert {key for key in all_keys() if key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME} == FREE
 
 
@@ -345,6 +366,42 @@ def test_the_hash_changes_with_every_key_but_those_that_are_free_on_a_resume(loa
     before, after = changed(load, base), changed(load, base | other)
     assert dict(flatten(before.model_dump()))[key] != dict(flatten(after.model_dump()))[key]
     assert (config_hash(before) == config_hash(after)) == (key in FREE)
+
+
+@pytest.mark.parametrize("key", CLASSIFICATION)
+def test_the_hash_of_classification_changes_with_each_of_its_keys(key):
+    assert config_hash(classification()) != config_hash(classification(**{key: CLASSIFICATION[key]}))
+
+
+def test_sections_of_another_process_are_neither_allowed_nor_written_down(load):
+    assert {"alphabets", "classifier"}.isdisjoint(load().model_dump())
+    assert {"tasks", "agent", "env"}.isdisjoint(classification().model_dump())
+    for config in (load(), classification()):
+        assert parse_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"alphabets.train": 0}, ("alphabets.train = 0", "greater than 0")),
+        ({"alphabets.checksum": "abc"}, ("alphabets.checksum = abc", "pattern")),
+        ({"classifier.batch_size": 1}, ("classifier.batch_size = 1", "greater than or equal to 2")),
+        ({"task.agent_steps": 1}, ("task.agent_steps = 1: must be more than 1: a path needs 2 gradient steps",)),
+        ({"agent.lr": 0.1}, ("agent: only process = a2c has it, not classification",)),
+        ({"meta.rule": "maml", "meta.metric": "length"}, ("meta.metric = length: only meta.rule = leap",)),
+    ],
+)
+def test_what_classification_refuses(changes, parts):
+    with pytest.raises(BadInputError) as error:
+        classification(**changes)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_classification_computes_in_fp32():
+    tree = classification().model_dump() | {"precision": "bf16"}
+    with pytest.raises(BadInputError, match=r"^precision = bf16: process = classification computes in fp32$"):
+        parse_config(tree)
 
 
 def test_the_hash_is_that_of_the_meaning_not_of_the_text(load):
@@ -365,7 +422,13 @@ def test_every_preset_is_allowed(file):
 
 
 def test_the_presets_are_there():
-    assert {file.stem for file in PRESETS} >= {"quickstart", "atari", "atari_paper"}
+    assert {file.stem for file in PRESETS} >= {
+        "quickstart",
+        "atari",
+        "atari_paper",
+        "omniglot_paper",
+        "glyphs_quickstart",
+    }
 
 
 def test_atari_paper_is_appendix_f():
@@ -379,3 +442,13 @@ def test_atari_paper_is_appendix_f():
     }  # fmt: skip
     assert {key: config[key] for key in paper} == paper
     assert len(config["tasks.games"]) == 25
+
+
+def test_omniglot_paper_is_section_4_1_and_the_published_settings():
+    config = dict(flatten(load_config(PRESETS[0].parent / "omniglot_paper.yaml").model_dump()))
+    paper = {
+        "meta.metric": "length", "meta.parameters": "all", "meta.batch_size": 20, "meta.steps": 1000, "meta.lr": 0.1,
+        "meta.optimizer": "sgd", "task.agent_steps": 100, "classifier.filters": 64, "classifier.batch_size": 20,
+        "classifier.lr": 0.1, "alphabets.train": 25, "alphabets.held_out": 10,
+    }  # fmt: skip
+    assert {key: config[key] for key in paper} == paper

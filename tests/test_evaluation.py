@@ -13,14 +13,16 @@ from safetensors.torch import save_file
 from leap_rl.cli import main
 from leap_rl.evaluation.analysis import analyse, steps_to_reach
 from leap_rl.evaluation.plan import make_plan
-from leap_rl.evaluation.results import COLUMNS, Curve
+from leap_rl.evaluation.results import Curve, columns_of
 from leap_rl.learner import Checkpoint
+from leap_rl.measures import MEASURES
 from leap_rl.probes import cosines, drift_by_layer
 from leap_rl.processes import initial_parameters, start_process
 from leap_rl.run import INITIALIZATION, Progress, open_run
 from leap_rl.streaming import _where_it_starts
 from tests.cli_helpers import make_config
 
+COLUMNS = columns_of(MEASURES["a2c"])
 HELD_OUT = {"tasks.games": ["pong", "asterix", "qbert"], "tasks.held_out": ["breakout", "space_invaders"]}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leap_rl.evaluation.results import Curve, Numbers
-from leap_rl.evaluation.scores import reference_scores
+from leap_rl.evaluation.scores import scale
 from leap_rl.evaluation.statistics import (
     Estimate,
     interquartile_mean_with_interval,
@@ -123,7 +123,7 @@ def analyse(description: dict[str, Any], curves: Sequence[Curve]) -> Analysis:
     }
     num_seeds = max((len(paired[RANDOM_ARM, game]) for game in games), default=0)
     counted = [game for game in games if len(paired[RANDOM_ARM, game]) == num_seeds]
-    normalized = [game for game in counted if reference_scores(measures, game)]
+    normalized = [game for game in counted if scale(measures, game)]
     aggregates = {arm: _aggregate(measures, arm, paired, results, counted, normalized) for arm in arms}
     return Analysis(measures, arms, games, counted, normalized, num_seeds, results, aggregates, paired, missing, wanted)
 
@@ -158,7 +158,7 @@ def _compare(measures: Measures, ours: Sequence[Curve], theirs: Sequence[Curve])
     their_to_target = steps_to_reach(their_steps, their_smoothed.mean(axis=0), target)
     learned = target > untrained  # else there is nothing to be faster at
     length, energy = [float(curve.path_length[-1]) for curve in ours], [float(curve.energy[-1]) for curve in ours]
-    reference = reference_scores(measures, ours[0].game)
+    reference = scale(measures, ours[0].game)
     moves = sum(float(curve.moves[-1]) for curve in ours)
     return GameResult(
         arm=ours[0].arm,
@@ -194,7 +194,7 @@ def _aggregate(
         columns = []
         for game in games:
             scores = [getattr(curve, measure) for curve in curves[which, game]]
-            reference = reference_scores(measures, game)
+            reference = scale(measures, game)
             columns.append([reference.normalize(score) for score in scores] if normalize and reference else scores)
         return np.array(columns).T
 

@@ -53,7 +53,7 @@ def learning_curves(analysis: Analysis) -> Figure:
             if len(curves) > 1:
                 half = _half_width(returns)
                 axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
-        reference = None if measures.natural_scale else reference_scores(measures, game)
+        reference = None if measures.natural_scale else reference_scores(game)
         if reference:
             axis.axhline(reference.random, color="0.6", linestyle=":", linewidth=1, label="random play")
         axis.set_title(game)

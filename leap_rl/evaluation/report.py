@@ -9,7 +9,7 @@ from typing import Any
 from leap_rl.evaluation.analysis import Analysis, analyse, measures_of
 from leap_rl.evaluation.evaluate import read_description
 from leap_rl.evaluation.results import read_curves, read_probes
-from leap_rl.evaluation.scores import reference_scores
+from leap_rl.evaluation.scores import scale
 from leap_rl.evaluation.statistics import Estimate
 from leap_rl.measures import Measures
 from leap_rl.storage import LocalStorage, open_storage
@@ -103,7 +103,7 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
             notes.append(
                 f"Evaluated otherwise than {arm['name']} was meta-trained, which had {', '.join(arm['trained_with'])}."
             )
-    raw = [game for game in analysis.games if reference_scores(analysis.measures, game) is None]
+    raw = [game for game in analysis.games if scale(analysis.measures, game) is None]
     if raw:
         notes.append(
             f"Reported raw, since the table of random and human scores has no entry: {', '.join(raw)}. "
@@ -119,7 +119,7 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
 
 def _over_games(analysis: Analysis, figures: set[str]) -> Iterator[str]:
     measures = analysis.measures
-    scale = "accuracies" if measures.natural_scale else "human-normalized (0 random play, 1 human)"
+    unit = "accuracies" if measures.natural_scale else "human-normalized (0 random play, 1 human)"
     yield f"## Over all {measures.tasks}"
     yield ""
     rows = []
@@ -138,7 +138,7 @@ def _over_games(analysis: Analysis, figures: set[str]) -> Iterator[str]:
         rows,
     )  # fmt: skip
     yield (
-        f"Scores are {scale}: interquartile means over seeds and {measures.tasks}, with 95 % intervals. P: how often "
+        f"Scores are {unit}: interquartile means over seeds and {measures.tasks}, with 95 % intervals. P: how often "
         "a run beats one of the random arm; 0.5 is no difference. Path length and energy: multiples of the random "
         f"arm's, geometric mean over {measures.tasks}; what Leap descends. A shorter path is not yet faster learning: "
         "read both."

@@ -119,7 +119,8 @@ def collect(plan: Plan, storage: Storage) -> None:
     storage.write(PROBES, (json.dumps(_probes(plan, ledgers), indent=1) + "\n").encode())
 
 
-def _columns(measures: Measures) -> tuple[str, ...]:
+def columns_of(measures: Measures) -> tuple[str, ...]:
+    """Of curves.csv."""
     held_out = (measures.held_out_score,) if measures.held_out_counts else ()
     further = ("entropy", "loss") if "entropy" in measures.means else ("loss",)
     paths = ("path_length", "energy", "moves", "loss_rises")
@@ -129,7 +130,7 @@ def _columns(measures: Measures) -> tuple[str, ...]:
 
 def _curves_csv(ledgers: Sequence[Ledger], measures: Measures) -> str:
     file = io.StringIO(newline="")
-    columns = _columns(measures)
+    columns = columns_of(measures)
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     for ledger in ledgers:

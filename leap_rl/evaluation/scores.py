@@ -31,7 +31,11 @@ def _table() -> dict[str, ReferenceScores]:
     return {game: ReferenceScores(**row) for game, row in rows.items()}
 
 
-def reference_scores(measures: Measures, game: str) -> ReferenceScores | None:
-    """Of a game as tasks name it; None for games without an entry, and for modes other than the default. Scores that
-    are on one scale as they are, stay as they are."""
-    return ReferenceScores(0.0, 1.0) if measures.natural_scale else _table().get(game)
+def reference_scores(game: str) -> ReferenceScores | None:
+    """Of a game as tasks name it; None for games without an entry, and for modes other than the default."""
+    return _table().get(game)
+
+
+def scale(measures: Measures, task: str) -> ReferenceScores | None:
+    """What puts the scores of a task on one scale with those of others: nothing, where they are on it as they are."""
+    return ReferenceScores(0.0, 1.0) if measures.natural_scale else reference_scores(task)
