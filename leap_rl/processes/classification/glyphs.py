@@ -8,6 +8,7 @@ Everything comes from one seed. The drawings are kept in the user's cache, under
 of, with a checksum: a file that is damaged is made again.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -157,4 +158,5 @@ def _write_cache(file: Path, drawings: dict[str, Image]) -> None:
         temporary.write_bytes(dump_tensors(tensors, {"sha256": _checksum(drawings)}))
         temporary.replace(file)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
