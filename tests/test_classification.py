@@ -281,7 +281,7 @@ def test_maml_is_the_slope_of_what_training_ends_in():
         direction = {name: draw(*value.shape) for name, value in point.items()}
         slope = sum(float((gradient[name] * direction[name]).sum()) for name in point)
         up, down = (
-            float(end_of({n: v + s * direction[n] for n, v in point.items()}, losses, 0.1)) for s in (1e-5, -1e-5)
+            end_of({n: v + s * direction[n] for n, v in point.items()}, losses, 0.1).item() for s in (1e-5, -1e-5)
         )
         assert (up - down) / 2e-5 == pytest.approx(slope, rel=1e-6)
 

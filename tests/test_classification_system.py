@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from leap_rl.cli import main
 from leap_rl.run import read_metrics
-from tests.alphabets import tiny_tree, write_zip
+from tests.alphabets import drawings, tiny_tree, write_zip
 from tests.cli_helpers import cli, started, wait_for
 from tests.test_system import Result, assert_same_run, committed
 
@@ -106,8 +107,8 @@ class Evaluation:
     rows: list
 
 
-def evaluate(run, out, *more):
-    done = cli("evaluate", run, "--seeds", "2", "--agent-steps", "12", "--out", out, *more, "--json")
+def evaluate(run, out):
+    done = cli("evaluate", run, "--seeds", "2", "--agent-steps", "12", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((out / "curves.csv").open()))
     return Evaluation(out, json.loads(done.stdout), rows)
@@ -135,15 +136,7 @@ def test_an_evaluation_scores_the_training_and_the_held_out_drawings(evaluation)
     for part in ("1 alphabet(s), 2 seed(s), 12 gradient steps (96 drawings)", "## Over all alphabets",
                  "accuracy on the drawings that the task held out"):  # fmt: skip
         assert part in text
-    for word in ("game", "human", "episode", "raw"):
-        assert word not in text.replace("over_games.png", "").lower()
-
-
-@pytest.mark.slow
-def test_ray_evaluates_to_the_same_bytes(undisturbed, evaluation, tmp_path):
-    other = evaluate(undisturbed.path, tmp_path / "out", "backend=ray", "workers.count=2")
-    for name in ("curves.csv", "probes.json", "report.md"):
-        assert (other.path / name).read_bytes() == (evaluation.path / name).read_bytes()
+    assert not re.search(r"\b(games?|human|episodes?|raw)\b", text.lower())
 
 
 @pytest.mark.slow
@@ -191,7 +184,7 @@ def test_a_run_whose_drawings_have_changed_is_not_continued(tmp_path, archive, c
     copy = tmp_path / "images.zip"
     copy.write_bytes(archive.read_bytes())
     train(tmp_path, copy, **{"meta.steps": 1, "meta.batch_size": 1, "task.agent_steps": 5})
-    other = write_config(tmp_path, write_zip(tmp_path / "images.zip", dict(list(_without_one().items()))),
+    other = write_config(tmp_path, write_zip(tmp_path / "images.zip", _without_one()),
                          **{"meta.steps": 1, "meta.batch_size": 1, "task.agent_steps": 5})  # fmt: skip
     done = cli("train", other)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -199,8 +192,6 @@ def test_a_run_whose_drawings_have_changed_is_not_continued(tmp_path, archive, c
 
 
 def _without_one():
-    from tests.alphabets import drawings
-
     files = dict(drawings())
     files["images/Script_0/character01/0001.png"] = files["images/Script_0/character02/0001.png"]
     return files

@@ -32,6 +32,11 @@ def render(figure: Figure) -> dict[str, bytes]:
     return files
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty one, in the style of all of them; inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def color_of(arm: str, arms: Sequence[str]) -> str:
     return "0.35" if arm == RANDOM_ARM else f"C{(arms.index(arm) - 1) % 10}"
 

@@ -87,12 +87,13 @@ def _lines(description: dict[str, Any], analysis: Analysis, probes: dict[str, An
 
 
 def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
+    tasks = analysis.measures.tasks
     notes = [f"Not there: {line}." for line in analysis.missing]
     if analysis.num_seeds == 1:
         notes.append("**One seed only: no intervals.** Nothing below tells an effect from chance.")
     elif analysis.num_seeds == 2:
         notes.append(
-            "Two seeds only: intervals over games are too narrow (in simulations without an effect they cover 76 to "
+            f"Two seeds only: intervals over {tasks} are too narrow (in simulations without an effect they cover 76 to "
             "83 %, not 95 %). Three seeds are enough for the intervals to mean what they say."
         )
     for arm in description["arms"]:
@@ -111,7 +112,7 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
         )
     left = [game for game in analysis.games if game not in analysis.counted]
     if left:
-        notes.append(f"Left out of everything over games, since seeds are missing: {', '.join(left)}.")
+        notes.append(f"Left out of everything over {tasks}, since seeds are missing: {', '.join(left)}.")
     if notes:
         yield from (f"* {note}" for note in notes)
         yield ""

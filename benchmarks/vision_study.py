@@ -1,0 +1,262 @@
+"""The paper's figure 3 for our data: held-out alphabets, against how many alphabets an initialization was learned from.
+
+    python -m benchmarks.vision_study sweep      # meta learning rates of each rule, scored on validation alphabets
+    python -m benchmarks.vision_study train      # every rule, size of the training set and seed: SIZES, --seeds
+    python -m benchmarks.vision_study evaluate   # all of them on the alphabets that their seed holds out
+    python -m benchmarks.vision_study report     # results.csv, the table and the figure, from what is there
+    python -m benchmarks.vision_study price      # times the full protocol's inner loop, and says what all of it costs
+    python -m benchmarks.vision_study memory     # peak memory of one task under Leap and under MAML
+
+Smaller than the paper: CONFIG but for the keys in SCALE, 4 sizes for its 7, 5 seeds for its 10. A seed draws the split
+of the alphabets, the first initialization and the tasks, the same for all rules. MAML is meta-trained on tasks of 5
+steps, as the published settings have it, and evaluated on 100 like the others.
+
+Every command goes on where it stopped. Runs are independent of each other and train serially, --jobs at a time.
+"""
+
+import argparse
+import csv
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+from leap_rl.config import load_config, parse_config
+from leap_rl.evaluation.statistics import Estimate, mean_with_interval
+from leap_rl.processes import initial_parameters, resolve, start_process
+from leap_rl.processes.classification.data import split
+from leap_rl.tasks import sample_meta_batch
+
+CONFIG = "configs/glyphs_quickstart.yaml"
+SCALE = ["meta.steps=150", "meta.batch_size=10", "classifier.filters=32", "backend=serial"]
+SIZES = (1, 5, 10, 25)
+RULES = {
+    "leap": ["meta.metric=length"],
+    "leap_energy": ["meta.metric=energy"],
+    "reptile": ["meta.rule=reptile"],
+    "fomaml": ["meta.rule=fomaml"],
+    "maml": ["meta.rule=maml", "task.agent_steps=5"],
+    "none": ["meta.rule=none", "meta.steps=1"],  # one initialization for all tasks, where the random arm draws many
+}
+RATES = {
+    "leap": (0.01, 0.03, 0.1, 0.3),
+    "leap_energy": (0.03, 0.1, 0.3, 1.0),
+    "reptile": (0.03, 0.1, 0.3, 1.0),
+    "fomaml": (0.03, 0.1, 0.3, 1.0),
+    "maml": (0.03, 0.1, 0.3, 1.0),
+    "none": (0.1,),
+}
+Groups: TypeAlias = dict[tuple[str, int], tuple[Estimate, ...]]  # rule and size → area, held-out accuracy
+SWEEP_SIZE, SWEEP_SEED = 10, 1000  # a split of its own
+FULL = {"tasks": 20 * 1000, "sizes": 7, "seeds": 10}  # tasks of a run of the paper
+
+
+def leap_rl(*arguments: str) -> str:
+    """Runs ``leap-rl`` and returns what it prints."""
+    command = [sys.executable, "-m", "leap_rl.cli", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def keys_of(seed: int, size: int) -> list[str]:
+    return [f"run.seed={seed}", f"alphabets.split={seed}", f"alphabets.train={size}"]
+
+
+def run_all(options: argparse.Namespace, runs: dict[str, list[str]]) -> None:
+    """Trains runs, by folder: what is finished is left as it is."""
+
+    def train(folder: str) -> None:
+        keys = [*SCALE, *runs[folder], *options.overrides, f"run.dir={folder}"]
+        leap_rl("train", CONFIG, *keys, "--json")
+        print(f"{folder}: trained", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(train, runs))
+
+
+def scores(evaluation: Path) -> dict[str, tuple[float, float]]:
+    """Arm → area under the training curve and held-out accuracy, means over alphabets and seeds."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for entry in json.loads((evaluation / "result.json").read_text())["results"]:
+        found.setdefault(entry["arm"], []).append((entry["area"]["value"], entry["final"]["value"]))
+    return {arm: (_mean([a for a, _ in pairs]), _mean([f for _, f in pairs])) for arm, pairs in found.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def evaluate_all(
+    options: argparse.Namespace, out: Path, runs: list[str], *arguments: str
+) -> dict[str, tuple[float, float]]:
+    """Evaluates runs together. The first that is named says how: not MAML's, whose tasks are shorter."""
+    runs = sorted(runs, key=lambda run: "/maml-" in run)
+    text = leap_rl("evaluate", *runs, "backend=serial", "--seeds", "1", "--out", str(out), "--json", *arguments)
+    (out / "result.json").write_text(text)
+    return scores(out)
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Writes sweep.csv: a row a rule and rate. ``train`` takes the best of each rule by area."""
+    folder = Path(options.out) / "sweep"
+    runs = {
+        f"{folder}/{rule}-{rate:g}": [*RULES[rule], *keys_of(SWEEP_SEED, SWEEP_SIZE), f"meta.lr={rate:g}"]
+        for rule in RULES
+        for rate in RATES[rule]
+        if len(RATES[rule]) > 1
+    }
+    run_all(options, runs)
+    alphabets = split(load_config(CONFIG, keys_of(SWEEP_SEED, SWEEP_SIZE)).alphabets).validation[:10]
+    found = evaluate_all(options, folder / "evaluation", list(runs), "--games", *alphabets)
+    with (folder / "sweep.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["rule", "meta_lr", "area", "held_out_accuracy"])
+        for run in runs:
+            rule, _, rate = run.rpartition("/")[2].rpartition("-")
+            writer.writerow([rule, rate, *found[f"{rule}-{rate}"]])
+    print((folder / "sweep.csv").read_text())
+
+
+def best_rates(out: str) -> dict[str, float]:
+    """Of the sweep; of a rule without one, the first."""
+    best = {rule: rates[0] for rule, rates in RATES.items()}
+    file = Path(out) / "sweep" / "sweep.csv"
+    if file.exists():
+        rows = sorted(csv.DictReader(file.open()), key=lambda row: float(row["area"]))
+        best |= {row["rule"]: float(row["meta_lr"]) for row in rows}
+    return best
+
+
+def study_runs(options: argparse.Namespace, seed: int) -> dict[str, list[str]]:
+    rates = best_rates(options.out)
+    return {
+        f"{options.out}/seed{seed}/{rule}-{size}": [*keys, *keys_of(seed, size), f"meta.lr={rates[rule]:g}"]
+        for rule, keys in RULES.items()
+        for size in (SIZES if rule != "none" else SIZES[:1])
+    }
+
+
+def train(options: argparse.Namespace) -> None:
+    for seed in range(options.seeds):  # seed by seed: what is done first is a whole study of fewer seeds
+        run_all(options, study_runs(options, seed))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    for seed in range(options.seeds):
+        evaluate_all(options, Path(options.out) / f"seed{seed}" / "evaluation", list(study_runs(options, seed)))
+        print(f"seed {seed}: evaluated", flush=True)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Writes results.csv, results.md and figure.png / .svg from the seeds that are evaluated."""
+    out = Path(options.out)
+    rows: list[tuple[str, int, int, float, float]] = []
+    for seed in range(options.seeds):
+        if (out / f"seed{seed}" / "evaluation" / "result.json").exists():
+            for arm, (area, final) in scores(out / f"seed{seed}" / "evaluation").items():
+                rule, _, size = arm.partition("-")
+                rows.append((rule, int(size or 0), seed, area, final))
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["rule", "alphabets", "seed", "area", "held_out_accuracy"])
+        writer.writerows(rows)
+    groups: Groups = {}
+    lines = [
+        "| rule | alphabets | area under the training curve | held-out accuracy | seeds |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for rule, size in sorted({(rule, size) for rule, size, *_ in rows}):
+        mine = [row for row in rows if row[:2] == (rule, size)]
+        groups[rule, size] = both = tuple(mean_with_interval([row[column] for row in mine]) for column in (3, 4))
+        lines.append(f"| {rule} | {size or '–'} | {' | '.join(map(_shown, both))} | {len(mine)} |")
+    (out / "results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    _draw(groups, out)
+
+
+def _shown(estimate: Estimate) -> str:
+    interval = "" if estimate.low is None else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.value:.3f}{interval}"
+
+
+def _draw(groups: Groups, out: Path) -> None:
+    from leap_rl.evaluation.figures import new_figure, render
+
+    figure = new_figure(width=10, height=3.8)
+    titles = ("area under the training curve", "held-out accuracy after 100 steps")
+    for index, (axis, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
+        for color, rule in enumerate(["random", *RULES]):
+            points = sorted((size, values[index]) for (name, size), values in groups.items() if name == rule)
+            if not points:
+                continue
+            sizes = [size for size, _ in points] if rule not in ("random", "none") else list(SIZES)
+            estimates = [estimate for _, estimate in points] * (len(sizes) // len(points))
+            style = {"color": f"C{color}", "linestyle": "--" if rule in ("random", "none") else "-"}
+            axis.plot(sizes, [estimate.value for estimate in estimates], "o", label=rule, **style)
+            lows, highs = zip(*((e.low, e.high) for e in estimates), strict=True)
+            if None not in lows:
+                axis.fill_between(sizes, lows, highs, color=f"C{color}", alpha=0.12, linewidth=0)
+        axis.set(title=title, xlabel="alphabets of meta-training")
+    axis.legend(frameon=False)
+    for suffix, data in render(figure).items():
+        (out / f"figure.{suffix}").write_bytes(data)
+
+
+def price(options: argparse.Namespace) -> None:
+    """Seconds of one task of the full protocol here, and what all of them come to."""
+    tree = load_config("configs/omniglot_paper.yaml", ["alphabets.source=glyphs", "backend=serial"]).model_dump()
+    config = resolve(parse_config(tree))
+    seconds = []
+    for task in sample_meta_batch(config, 0)[:3]:
+        process = start_process(config, task, initial_parameters(config, 0))
+        started = time.perf_counter()
+        list(process.walk())
+        seconds.append(time.perf_counter() - started)
+    a_task = statistics.median(seconds)
+    a_run = a_task * FULL["tasks"] / 3600
+    runs = FULL["sizes"] * FULL["seeds"]
+    print(f"one task of {config.num_updates} steps, {config.classifier.filters} filters: {a_task:.2f} s on a core")
+    print(f"one run of {FULL['tasks']:,} tasks: {a_run:.1f} core-hours; a rule, {runs} runs: {a_run * runs:,.0f}")
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Each in a process of its own, above what it takes to have taken one step under Leap."""
+    print("| rule | steps a task | peak memory, MB |\n|---|--:|--:|")
+    for rule in ("leap", "maml"):
+        for steps in (5, 20, 100):
+            code = f"from benchmarks.vision_study import peak; print(peak({rule!r}, {steps}))"
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            print(f"| {rule} | {steps} | {done.stdout.strip()} |", flush=True)
+
+
+def peak(rule: str, steps: int) -> str:
+    """MB that a task takes above two steps under Leap."""
+    before = 0
+    for name, length in (("leap", 2), (rule, steps)):
+        keys = ["alphabets.source=glyphs", f"meta.rule={name}", f"task.agent_steps={length}", "meta.metric=energy"]
+        config = resolve(load_config("configs/omniglot_paper.yaml", keys))
+        process = start_process(config, sample_meta_batch(config, 0)[0], initial_parameters(config, 0))
+        list(process.walk())
+        before, now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before
+    return f"{(before - now) / 1024:.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {f.__name__: f for f in (sweep, train, evaluate, report, price, memory)}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of every run, e.g. meta.steps=10")
+    parser.add_argument("--out", default="runs/vision")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    options = parser.parse_intermixed_args()
+    commands[options.command](options)
+
+
+if __name__ == "__main__":
+    main()
