@@ -24,7 +24,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from leap_rl.config import load_config, parse_config
 from leap_rl.evaluation.statistics import Estimate, mean_with_interval
@@ -151,28 +151,40 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"seed {seed}: evaluated", flush=True)
 
 
+class Row(NamedTuple):
+    """Of results.csv: means over the held-out alphabets of a seed."""
+
+    rule: str
+    alphabets: int  # 0: the random arm
+    seed: int
+    area: float
+    held_out_accuracy: float
+
+
 def report(options: argparse.Namespace) -> None:
     """Writes results.csv, results.md and figure.png / .svg from the seeds that are evaluated."""
     out = Path(options.out)
-    rows: list[tuple[str, int, int, float, float]] = []
+    rows = []
     for seed in range(options.seeds):
         if (out / f"seed{seed}" / "evaluation" / "result.json").exists():
             for arm, (area, final) in scores(out / f"seed{seed}" / "evaluation").items():
                 rule, _, size = arm.partition("-")
-                rows.append((rule, int(size or 0), seed, area, final))
+                rows.append(Row(rule, int(size or 0), seed, area, final))
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["rule", "alphabets", "seed", "area", "held_out_accuracy"])
+        writer.writerow(Row._fields)
         writer.writerows(rows)
     groups: Groups = {}
     lines = [
         "| rule | alphabets | area under the training curve | held-out accuracy | seeds |",
         "|---|--:|--:|--:|--:|",
     ]
-    for rule, size in sorted({(rule, size) for rule, size, *_ in rows}):
-        mine = [row for row in rows if row[:2] == (rule, size)]
-        groups[rule, size] = both = tuple(mean_with_interval([row[column] for row in mine]) for column in (3, 4))
-        lines.append(f"| {rule} | {size or '–'} | {' | '.join(map(_shown, both))} | {len(mine)} |")
+    for name, number in sorted({(row.rule, row.alphabets) for row in rows}):
+        mine = [row for row in rows if (row.rule, row.alphabets) == (name, number)]
+        values = [row.area for row in mine], [row.held_out_accuracy for row in mine]
+        groups[name, number] = tuple(mean_with_interval(value) for value in values)
+        shown = " | ".join(_shown(estimate) for estimate in groups[name, number])
+        lines.append(f"| {name} | {number or '–'} | {shown} | {len(mine)} |")
     (out / "results.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     _draw(groups, out)
