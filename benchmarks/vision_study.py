@@ -41,6 +41,7 @@ RULES = {
     "reptile": ["meta.rule=reptile"],
     "fomaml": ["meta.rule=fomaml"],
     "maml": ["meta.rule=maml", "task.agent_steps=5"],
+    "joint": ["meta.rule=joint", "meta.parameters=encoder"],  # multi-headed: evaluated with fresh heads
     "none": ["meta.rule=none", "meta.steps=1"],  # one initialization for all tasks, where the random arm draws many
 }
 RATES = {
@@ -49,10 +50,12 @@ RATES = {
     "reptile": (0.03, 0.1, 0.3, 1.0),
     "fomaml": (0.03, 0.1, 0.3, 1.0),
     "maml": (0.03, 0.1, 0.3, 1.0),
+    "joint": (0.1, 0.3, 1.0),
     "none": (0.1,),
 }
 Groups: TypeAlias = dict[tuple[str, int], tuple[Estimate, ...]]  # rule and size → area, held-out accuracy
 SWEEP_SIZE, SWEEP_SEED = 10, 1000  # a split of its own
+PARTS, RESULT = ("shared", "joint"), "result.json"  # of an evaluation
 FULL = {"tasks": 20 * 1000, "sizes": 7, "seeds": 10}  # tasks of a run of the paper
 
 
@@ -80,23 +83,25 @@ def run_all(options: argparse.Namespace, runs: dict[str, list[str]]) -> None:
 
 def scores(evaluation: Path) -> dict[str, tuple[float, float]]:
     """Arm → area under the training curve and held-out accuracy, means over alphabets and seeds."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for entry in json.loads((evaluation / "result.json").read_text())["results"]:
-        found.setdefault(entry["arm"], []).append((entry["area"]["value"], entry["final"]["value"]))
-    return {arm: (_mean([a for a, _ in pairs]), _mean([f for _, f in pairs])) for arm, pairs in found.items()}
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for part in PARTS:
+        file = evaluation / part / RESULT
+        for entry in json.loads(file.read_text())["results"] if file.exists() else []:
+            if part == PARTS[0] or entry["arm"] != "random":
+                pairs.setdefault(entry["arm"], []).append((entry["area"]["value"], entry["final"]["value"]))
+    return {arm: (statistics.mean(a for a, _ in found), statistics.mean(f for _, f in found))
+            for arm, found in pairs.items()}  # fmt: skip
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def evaluate_all(
-    options: argparse.Namespace, out: Path, runs: list[str], *arguments: str
-) -> dict[str, tuple[float, float]]:
-    """Evaluates runs together. The first that is named says how: not MAML's, whose tasks are shorter."""
-    runs = sorted(runs, key=lambda run: "/maml-" in run)
-    text = leap_rl("evaluate", *runs, "backend=serial", "--seeds", "1", "--out", str(out), "--json", *arguments)
-    (out / "result.json").write_text(text)
+def evaluate_all(out: Path, runs: list[str], *arguments: str) -> dict[str, tuple[float, float]]:
+    """Evaluates runs together, and apart from them those of the joint rule, which share no head."""
+    for part in PARTS:
+        mine = [run for run in runs if ("/joint-" in run) == (part == "joint")]
+        mine.sort(key=lambda run: "/maml-" in run)  # the first says how to train: 100 steps
+        where = str(out / part)
+        if mine:
+            text = leap_rl("evaluate", *mine, "backend=serial", "--seeds", "1", "--out", where, "--json", *arguments)
+            (out / part / RESULT).write_text(text)
     return scores(out)
 
 
@@ -111,7 +116,7 @@ def sweep(options: argparse.Namespace) -> None:
     }
     run_all(options, runs)
     alphabets = split(load_config(CONFIG, keys_of(SWEEP_SEED, SWEEP_SIZE)).alphabets).validation[:10]
-    found = evaluate_all(options, folder / "evaluation", list(runs), "--games", *alphabets)
+    found = evaluate_all(folder / "evaluation", list(runs), "--games", *alphabets)
     with (folder / "sweep.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["rule", "meta_lr", "area", "held_out_accuracy"])
@@ -147,7 +152,7 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     for seed in range(options.seeds):
-        evaluate_all(options, Path(options.out) / f"seed{seed}" / "evaluation", list(study_runs(options, seed)))
+        evaluate_all(Path(options.out) / f"seed{seed}" / "evaluation", list(study_runs(options, seed)))
         print(f"seed {seed}: evaluated", flush=True)
 
 
@@ -166,7 +171,7 @@ def report(options: argparse.Namespace) -> None:
     out = Path(options.out)
     rows = []
     for seed in range(options.seeds):
-        if (out / f"seed{seed}" / "evaluation" / "result.json").exists():
+        if (out / f"seed{seed}" / "evaluation" / PARTS[0] / RESULT).exists():
             for arm, (area, final) in scores(out / f"seed{seed}" / "evaluation").items():
                 rule, _, size = arm.partition("-")
                 rows.append(Row(rule, int(size or 0), seed, area, final))

@@ -54,7 +54,7 @@ class WorkersConfig(_Section):
 class MetaConfig(_Section):
     rule: Annotated[
         Literal["leap", "reptile", "fomaml", "maml", "joint", "none"],
-        Field(description="maml: classification only; joint: each game's heads are kept as well; none: no meta-training"),
+        Field(description="maml: of classification; joint: each task's heads are kept as well; none: no meta-training"),
     ] = "leap"
     steps: PositiveInt
     batch_size: Annotated[PositiveInt, Field(description="tasks a meta-step")]

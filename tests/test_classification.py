@@ -14,7 +14,7 @@ from leap_rl.ledger import Ledger
 from leap_rl.measures import MEASURES
 from leap_rl.processes import continue_process, initial_parameters, resolve, start_process
 from leap_rl.processes.classification import maml
-from leap_rl.processes.classification.data import held_out_batch, training_batch
+from leap_rl.processes.classification.data import held_out_batch, split, training_batch
 from leap_rl.processes.classification.network import draw_parameters, logits
 from leap_rl.types import Task, TaskError
 from tests.alphabets import tiny_config, write_zip
@@ -195,6 +195,28 @@ def test_first_order_maml_is_the_last_gradient_and_none_is_nothing(start):
     for name, leaf in leaves.items():
         assert torch.allclose(found[name], leaf.grad, rtol=1e-5, atol=1e-7), name
     assert all(not value.any() for value in total(start(**{"meta.rule": "none"}).walk()).values())
+
+
+def test_the_joint_rule_keeps_a_head_for_each_alphabet(archive, start):
+    """Reptile on the shared encoder and on the alphabet's own head; other alphabets' heads are left alone."""
+    config = tiny_config(archive, **{"meta.rule": "joint", "meta.parameters": "encoder"})
+    alphabets = split(config.alphabets).train
+    first = initial_parameters(config, 0)
+    heads = {f"heads/{name}/head.{end}" for name in alphabets for end in ("weight", "bias")}
+    assert {name for name in first if name.startswith("heads/")} == heads
+    assert not torch.equal(*(first[f"heads/{name}/head.weight"] for name in alphabets[:2]))
+    process = start_process(config, Task(0, 0, alphabets[1], 3), first)
+    own = f"heads/{alphabets[1]}/head.weight"
+    assert torch.equal(process.parameters["head.weight"], first[own])
+    state = process.state()
+    found = total(process.walk())
+    assert {name for name in found if name.startswith("heads/")} == {own, own.replace("weight", "bias")}
+    assert torch.allclose(found[own], first[own] - process.parameters["head.weight"], atol=1e-6)
+    again = total(continue_process(config, process.task, state).walk())
+    assert_bits_equal(again, found)
+    shared = {name: value for name, value in first.items() if not name.startswith("heads/")}
+    evaluated = start_process(config, Task(0, 0, alphabets[1], 3, arm="run"), shared)
+    assert set(evaluated.names) == set(shared), "an evaluation's head is the task's own"
 
 
 def test_paired_losses_are_of_one_batch(start):

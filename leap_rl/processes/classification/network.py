@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from leap_rl.config import Config
 from leap_rl.processes.classification.data import NUM_CLASSES, SIDE
-from leap_rl.types import Tensors
+from leap_rl.rules import HEADS
+from leap_rl.tasks import training_tasks
+from leap_rl.types import Task, Tensors
 
 NUM_BLOCKS = 4
 NUM_FEATURES = (SIDE >> NUM_BLOCKS) ** 2  # of a filter: 28 → 14 → 7 → 3 → 1 pixels a side
@@ -48,12 +50,24 @@ def draw_parameters(config: Config, seed: int) -> dict[str, Tensor]:
     return parameters
 
 
-def is_meta_learned(config: Config, name: str) -> bool:
-    """Whether Leap sees a parameter: the encoder's, or all (``meta.parameters``)."""
-    return config.meta.parameters == "all" or name.startswith("encoder.")
+def meta_name(config: Config, task: Task, name: str) -> str | None:
+    """What a parameter is called in the initialization; None where it is the task's alone.
+
+    The encoder is shared, and all of the network where ``meta.parameters`` says so. Under the joint rule each alphabet
+    has a head of its own there, but in an evaluation, whose tasks all have fresh ones.
+    """
+    if name.startswith("encoder.") or config.meta.parameters == "all":
+        return name
+    return f"{HEADS}{task.name}/{name}" if config.meta.rule == "joint" and not task.arm else None
 
 
 def initial_parameters(config: Config, seed: int) -> Tensors:
     """A fresh shared initialization: name → float32 tensor of what is meta-learned."""
     torch.set_num_threads(1)
-    return {name: value for name, value in draw_parameters(config, seed).items() if is_meta_learned(config, name)}
+    found: dict[str, Tensor] = {}
+    for number, alphabet in enumerate(training_tasks(config) if config.meta.rule == "joint" else [""]):
+        for name, value in draw_parameters(config, seed + number).items():
+            known_as = meta_name(config, Task(0, 0, alphabet, seed), name)
+            if known_as is not None:
+                found.setdefault(known_as, value)
+    return found
