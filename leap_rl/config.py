@@ -220,18 +220,18 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Config":
+        meta = self.meta
+        _require(
+            meta.rule != "joint" or meta.parameters == "encoder",
+            f"meta.parameters = {meta.parameters}: meta.rule = joint has heads for each task, and shares the encoder",
+        )
         if self.process == "classification":
             self._possible_classification()
         else:
             self._possible_a2c()
-        meta = self.meta
         _require(
             self.faults.min_tasks <= meta.batch_size,
             f"faults.min_tasks = {self.faults.min_tasks}: must be at most meta.batch_size = {meta.batch_size}",
-        )
-        _require(
-            meta.rule != "joint" or meta.parameters == "encoder",
-            f"meta.parameters = {meta.parameters}: meta.rule = joint has heads for each game, and shares the encoder",
         )
         for name in ("metric", "use_loss", "stabilizer", "loss_difference"):
             value, default = getattr(meta, name), MetaConfig.model_fields[name].default
