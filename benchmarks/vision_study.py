@@ -33,7 +33,7 @@ from leap_rl.processes.classification.data import split
 from leap_rl.tasks import sample_meta_batch
 
 CONFIG = "configs/glyphs_quickstart.yaml"
-SCALE = ["meta.steps=150", "meta.batch_size=10", "classifier.filters=32", "backend=serial"]
+SCALE = ["meta.metric=energy", "meta.steps=150", "meta.batch_size=10", "classifier.filters=32", "backend=serial"]
 SIZES = (1, 5, 10, 25)
 RULES = {
     "leap": ["meta.metric=length"],
