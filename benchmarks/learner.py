@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import torch
 
-from leap_rl.backends.ray import Learner
+from leap_rl.backends.actors import Learner
 from leap_rl.compression import Compressor
 from leap_rl.config import Config, load_config
 from leap_rl.learner import Checkpoint, MetaLearner
