@@ -87,10 +87,10 @@ class TasksConfig(_Section):
     @field_validator("games", "held_out")
     @classmethod
     def _canonical(cls, names: list[str]) -> list[str]:
-        from leap_rl.tasks import parse_game
+        from leap_rl.tasks import canonical_name
 
         try:
-            games = [str(parse_game(name)) for name in names]
+            games = [canonical_name(name) for name in names]
         except BadInputError as error:
             raise ValueError(str(error)) from None
         for name in games:
@@ -152,6 +152,11 @@ class ClassifierConfig(_Section):
     lr: PositiveFloat = 0.1
 
 
+class RLlibConfig(_Section):
+    algorithm: Literal["A2C", "APPO", "DQN", "IMPALA", "PPO"] = "PPO"
+    options: Annotated[dict[str, Any], Field(description="of its AlgorithmConfig, by RLlib's names")] = {}
+
+
 class StreamConfig(_Section):
     segment_updates: Annotated[PositiveInt, Field(description="gradient steps between increments")] = 500
     compression: Annotated[Literal["none", "bf16", "int8"], Field(description="of increments")] = "none"
@@ -169,11 +174,15 @@ class LogConfig(_Section):
 
 
 # The sections that only some processes have: where another one runs, they are refused and not written down.
-PROCESS_SECTIONS = {"a2c": ("tasks", "agent", "env"), "classification": ("alphabets", "classifier")}
+PROCESS_SECTIONS = {
+    "a2c": ("tasks", "agent", "env"),
+    "classification": ("alphabets", "classifier"),
+    "rllib": ("tasks", "agent", "env", "rllib"),
+}
 
 
 class Config(_Section):
-    process: Annotated[Literal["a2c", "classification"], Field(description="what a task is trained by")] = "a2c"
+    process: Annotated[Literal["a2c", "classification", "rllib"], Field(description="what trains a task")] = "a2c"
     run: RunConfig
     backend: Literal["ray", "serial"] = "ray"
     ray: RayConfig = RayConfig()
@@ -187,6 +196,7 @@ class Config(_Section):
     env: EnvConfig = EnvConfig()
     alphabets: AlphabetsConfig = AlphabetsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    rllib: RLlibConfig = RLlibConfig()
     stream: StreamConfig = StreamConfig()
     faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
@@ -229,6 +239,8 @@ class Config(_Section):
             self._possible_classification()
         else:
             self._possible_a2c()
+        if self.process == "rllib":
+            self._possible_rllib()
         _require(
             self.faults.min_tasks <= meta.batch_size,
             f"faults.min_tasks = {self.faults.min_tasks}: must be at most meta.batch_size = {meta.batch_size}",
@@ -284,6 +296,29 @@ class Config(_Section):
             f"env.max_episode_frames = {env.max_episode_frames}: must exceed env.noop_max = {env.noop_max}",
         )
 
+        if self.process == "a2c":
+            from leap_rl.tasks import is_gymnasium_id
+
+            for name in [*tasks.games, *tasks.held_out]:
+                _require(not is_gymnasium_id(name), f"tasks.games = {name}: only process = rllib has Gymnasium's ids")
+
+    def _possible_rllib(self) -> None:
+        meta = self.meta
+        _require(meta.rule != "joint", "meta.rule = joint: process = rllib has no common steps of several tasks")
+        _require(meta.parameters == "encoder", "meta.parameters = all: process = rllib meta-learns the encoder alone")
+        _require(
+            meta.loss_difference == "successive",
+            "meta.loss_difference = paired: process = rllib has successive alone, since RLlib takes no loss twice",
+        )
+        _require(self.env.center == "none", "env.center = background: only process = a2c has it, not rllib")
+        _require(self.device == "cpu", "device = cuda: process = rllib runs on the CPU")
+        for name in ("unroll", "entropy_cost", "value_cost", "optimizer", "rmsprop_decay", "epsilon", "max_grad_norm"):
+            value = getattr(self.agent, name)
+            _require(
+                self.rllib.algorithm == "A2C" or value == AgentConfig.model_fields[name].default,
+                f"agent.{name} = {value}: {self.rllib.algorithm} has options of its own for it; give rllib.options",
+            )
+
     def _possible_classification(self) -> None:
         _require(self.precision != "bf16", "precision = bf16: process = classification computes in fp32")
 
@@ -300,7 +335,7 @@ FREE_ON_RESUME = ("run.dir", "run.keep_checkpoints", "backend", "ray", "workers"
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, leaf) pairs of nested mappings, in order."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

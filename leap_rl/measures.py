@@ -72,3 +72,4 @@ MEASURES = {
         natural_scale=True,
     ),
 }
+MEASURES["rllib"] = MEASURES["a2c"]

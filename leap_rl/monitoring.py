@@ -101,6 +101,9 @@ class Monitor:
         for name, value in _scores_and_means(segment, self._measures).items():
             if value is not None:
                 writer.add_scalar(f"{self._measures.task}/{name}", value, step)
+        for name, value in segment.items():
+            if name.startswith("rllib/"):
+                writer.add_scalar(name, value, step)
         writer.add_scalar(f"{self._measures.task}/frames", report.statistics["frames"], step)
         writer.add_scalar(f"{self._measures.task}/agent_steps", report.statistics["agent_steps"], step)
         if not self._console.is_terminal:

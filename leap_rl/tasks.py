@@ -124,6 +124,17 @@ def parse_game(text: str) -> Game:
     return Game(rom, **chosen)
 
 
+def is_gymnasium_id(name: str) -> bool:
+    """Whether a task is named by an id of Gymnasium, such as ``MinAtar/Breakout-v1``: only ``process: rllib``
+    has those."""
+    return bool(re.search(r"-v\d+$", name))
+
+
+def canonical_name(name: str) -> str:
+    """A game's name as it is kept. Raises BadInputError for a game that there is not; ids are Gymnasium's to judge."""
+    return name if is_gymnasium_id(name) else str(parse_game(name))
+
+
 def _plain(name: str) -> str:
     """UpNDown, up_n_down and up-n-down are one game."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -170,7 +181,7 @@ def parse_task(config: Any, text: str) -> str:
 
             return parse_alphabet(config.alphabets, text)
         case _:
-            return str(parse_game(text))
+            return canonical_name(text)
 
 
 def sample_meta_batch(config: Any, meta_step: int) -> list[Task]:

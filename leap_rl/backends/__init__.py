@@ -40,13 +40,13 @@ def open_backend(config: Config) -> AbstractContextManager[Backend]:
         from leap_rl.backends.serial import SerialBackend
 
         return SerialBackend(config)
-    _prepare_environment(config.ray.address)
+    prepare_environment(config.ray.address)
     from leap_rl.backends.ray import RayBackend
 
     return RayBackend(config)
 
 
-def _prepare_environment(address: str) -> None:
+def prepare_environment(address: str) -> None:
     """What Ray reads from the environment when it is imported; a variable that is set already is kept.
 
     A cluster that we start ourselves stays on the loopback interface (the switch's name is historical) and

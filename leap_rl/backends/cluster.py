@@ -25,7 +25,7 @@ def join(config: Config) -> None:
 
     Raises BadInputError where no cluster answers, or where it cannot hold a worker.
     """
-    with _interrupts_held_back():
+    with interrupts_held_back():
         _connect(config)
     _check_resources(config)
 
@@ -69,7 +69,7 @@ def _wanted(config: Config) -> dict[str, float]:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until Ray has started: stopped while it starts, it leaves processes behind.
     Puts the handlers back that ray.init replaces."""
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set

@@ -151,7 +151,7 @@ def _read_config(storage: Storage, overrides: Sequence[str]) -> Config:
 
 def _otherwise(theirs: Config, ours: Config) -> tuple[str, ...]:
     """What the tasks of a run's meta-training had otherwise than those of the evaluation."""
-    keys = {"agent", "env", "classifier", "precision"}
+    keys = {"agent", "env", "classifier", "rllib", "precision"}
     wanted = dict(flatten(ours.model_dump(include=keys)))
     return tuple(f"{key} = {value}" for key, value in flatten(theirs.model_dump(include=keys)) if wanted[key] != value)
 
@@ -185,7 +185,7 @@ def _evaluation_config(base: Config, games: Sequence[str], agent_steps: int | No
     except BadInputError as error:
         raise BadInputError(f"{'' if agent_steps is None else f'--agent-steps {agent_steps}: '}{error}") from None
     tree["stream"]["segment_updates"] = min(base.stream.segment_updates, -(-num_updates // SEGMENTS))
-    return parse_config(tree)
+    return resolve(parse_config(tree))
 
 
 def _check_fits(source: str, tensors: Tensors, needed: Tensors, config: Config) -> None:

@@ -13,6 +13,8 @@ def initial_parameters(config: Config, seed: int) -> Tensors:
             from leap_rl.processes.a2c.network import initial_parameters as draw
         case "classification":
             from leap_rl.processes.classification.network import initial_parameters as draw
+        case "rllib":
+            from leap_rl.rllib.process import initial_parameters as draw
     return draw(config, seed)
 
 
@@ -20,9 +22,11 @@ def resolve(config: Config) -> Config:
     """What is left to the machine, as what it means here, so that every worker computes the same: ``precision:
     auto``, and which drawings there are. Raises BadInputError where there is not what the configuration needs."""
     match config.process:
-        case "a2c":
+        case "a2c" | "rllib":
             from leap_rl.processes.a2c.network import resolve_precision
 
+            if config.process == "rllib":
+                _check_rllib(config)
             return config.model_copy(update={"precision": resolve_precision(config.precision)})
         case "classification":
             from leap_rl.processes.classification.data import checked_family, split
@@ -31,6 +35,15 @@ def resolve(config: Config) -> Config:
             checksum = checked_family(config.alphabets).checksum
             alphabets = config.alphabets.model_copy(update={"checksum": checksum})
             return config.model_copy(update={"precision": "fp32", "alphabets": alphabets})
+
+
+def _check_rllib(config: Config) -> None:
+    from leap_rl.backends import prepare_environment
+
+    prepare_environment(config.ray.address)  # before RLlib imports Ray
+    from leap_rl.rllib.options import check
+
+    check(config)
 
 
 def start_process(config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> LearningProcess:
@@ -55,3 +68,7 @@ def _process(config: Config) -> Any:
             from leap_rl.processes.classification.process import ClassificationProcess
 
             return ClassificationProcess
+        case "rllib":
+            from leap_rl.rllib.process import RLlibProcess
+
+            return RLlibProcess

@@ -1,0 +1,77 @@
+"""The model card of an initialization: what it is, how it was made, and what it has been seen to do."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from leap_rl.config import Config
+from leap_rl.measures import MEASURES
+from leap_rl.run import fingerprint
+from leap_rl.storage import open_storage
+from leap_rl.tasks import held_out_tasks, training_tasks
+from leap_rl.types import Tensors
+
+
+def model_card(run: str, config: Config, meta_step: int, progress: dict[str, Any], tensors: Tensors) -> str:
+    """Markdown with the hub's YAML header; scores are those of ``RUN-evaluation``, if there is one."""
+    header = {"library_name": "leap-rl", "tags": ["reinforcement-learning", "meta-learning", "leap", "atari"]}
+    lines = [
+        "---", yaml.safe_dump(header).strip(), "---", "",
+        f"# Shared initialization of {len(training_tasks(config))} tasks, meta-learned with {config.meta.rule}", "",
+        "A starting point for training, not a trained agent: the weights of an encoder from which new tasks are to be "
+        "learned faster. leap_rl made it (Leap: Flennerhag et al., ICLR 2019, arXiv 1812.01054).", "",
+        "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _facts(config, meta_step, progress)),
+        f"| SHA-256 over names, shapes and bytes | `{fingerprint(tensors)}` |", "",
+        "## Tensors", "", "| name | shape |", "|---|---|",
+        *(f"| `{name}` | {'×'.join(map(str, value.shape))} |" for name, value in sorted(tensors.items())), "",
+        "## Scores", "", *_scores(run), "",
+        "## Use", "",
+        "`model.safetensors` is read by `safetensors.torch.load_file`; `config.json` holds the whole configuration. "
+        "`leap-rl export RUN --to torch | sb3 | rllib` writes it for other libraries.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _facts(config: Config, meta_step: int, progress: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    measures = MEASURES[config.process]
+    process = config.process if config.process != "rllib" else f"rllib, {config.rllib.algorithm}"
+    yield "meta-trained on", ", ".join(training_tasks(config))
+    yield "held out", ", ".join(held_out_tasks(config)) or "none"
+    yield "meta-steps", f"{meta_step} of {config.meta.batch_size} tasks"
+    yield "a task", f"{config.task.agent_steps:,} {measures.step} of {process}"
+    yield "in all", f"{progress['agent_steps']:,} {measures.step}, {progress['frames']:,} {measures.frame}"
+    yield "rule", f"{config.meta.rule}, metric {config.meta.metric}, {config.meta.optimizer}, lr {config.meta.lr:g}"
+    if config.process == "classification":
+        return
+    env = config.env
+    yield (
+        "observations",
+        (
+            f"{env.frame_stack} {env.color} frames of {env.screen_size}×{env.screen_size}, one of {env.frame_skip} "
+            f"emulator frames; sticky actions {env.sticky_actions:g}"
+        ),
+    )
+
+
+def _scores(run: str) -> Iterator[str]:
+    from leap_rl.evaluation.analysis import analyse, measures_of
+    from leap_rl.evaluation.evaluate import EVALUATION, read_description
+    from leap_rl.evaluation.results import CURVES, read_curves
+
+    storage = open_storage(f"{run.rstrip('/')}-evaluation")
+    if not {EVALUATION, CURVES} <= set(storage.names()):
+        yield "None yet: this initialization has not been evaluated (`leap-rl evaluate`)."
+        return
+    description = read_description(storage)
+    analysis = analyse(description, read_curves(storage, measures_of(description)))
+    yield (
+        f"Final score, {analysis.measures.final_text}; mean over {analysis.num_seeds} seeds with its 95 % interval; "
+        "`random` starts from random weights and differs in nothing else."
+    )
+    yield from ("", "| game | from | final score | 95 % interval |", "|---|---|---|---|")
+    for game in analysis.games:
+        for arm in analysis.arms:
+            final = analysis.results[arm, game].final
+            interval = "one seed" if final.low is None else f"{final.low:.1f} to {final.high:.1f}"
+            yield f"| {game} | {arm} | {final.value:.1f} | {interval} |"
