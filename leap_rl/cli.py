@@ -1,4 +1,4 @@
-"""The command line: ``leap-rl train | evaluate | report | games | show``. Bad input is one line and exit code 2."""
+"""The command line: ``leap-rl train | evaluate | …``. Bad input is one line and exit code 2."""
 
 import argparse
 import contextlib
@@ -109,6 +109,24 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("evaluation", metavar="DIR", help="the directory of an evaluation")
     report.add_argument("--json", action="store_true", help="print the result as JSON")
     report.set_defaults(command=_report)
+
+    export = commands.add_parser(
+        "export",
+        help="write a run's encoder for another library",
+        description=(
+            "Writes the encoder of a run for RLlib's default networks, for plain PyTorch, for Stable-Baselines3, or as "
+            "a folder for the Hugging Face hub (docs/rllib.md). What is written is first compared with the run's own "
+            "encoder on frames of a game: features agree to 1e-5."
+        ),
+        epilog="example: leap-rl export runs/quickstart --to rllib --out encoder",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("run", metavar="RUN", help="a run directory, or its URL")
+    export.add_argument("--to", required=True, choices=("rllib", "torch", "sb3", "hub"), help="for whom")
+    export.add_argument("--game", metavar="GAME", help="of a run with env.center = background: the game it is for")
+    export.add_argument("--out", metavar="DIR", help="a new directory (default: RUN-TO)")
+    export.add_argument("--json", action="store_true", help="print the result as JSON")
+    export.set_defaults(command=_export)
 
     games = commands.add_parser(
         "games",
@@ -238,6 +256,22 @@ def _write_report(url: str, as_json: bool) -> int:
 
     analysis = write_report(url)
     print(json.dumps({"evaluation": url} | analysis.to_json()) if as_json else f"{url}/{REPORT}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from leap_rl.backends import prepare_environment
+    from leap_rl.export import export_run
+
+    prepare_environment("local")
+    written = export_run(options.run, options.to, options.out, options.game)
+    if options.json:
+        print(json.dumps(written))
+        return 0
+    checked = written["largest_difference"]
+    print(f"{written['out']}: {', '.join(written['files'])}")
+    if checked is not None:
+        print(f"features of real frames differ from the run's own by at most {checked:.1e}")
     return 0
 
 
