@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from leap_rl.config import FREE_ON_RESUME, all_keys, config_hash, describe_keys, flatten, load_config, parse_config
+from leap_rl.config import (
+    FREE_ON_RESUME,
+    all_keys,
+    config_hash,
+    describe_keys,
+    flatten,
+    identity,
+    load_config,
+    parse_config,
+)
 from leap_rl.types import BadInputError
 
 MINIMAL = """\
@@ -107,7 +116,9 @@ def test_what_is_dumped_is_read_back_the_same(load):
 
 def test_every_key_is_described(load):
     described = dict(describe_keys())
-    written = [key for config in (load(), classification()) for key, _ in flatten(config.model_dump())]
+    written = [
+        key for config in (load(), classification(), load("process=rllib")) for key, _ in flatten(config.model_dump())
+    ]
     assert list(described) == sorted(set(written), key=list(described).index)
     assert described["meta.metric"].startswith("energy | length")
     assert described["meta.steps"].endswith("required")
@@ -153,7 +164,7 @@ REFUSED = [
     ("meta.metric=lenght", "meta.metric = lenght", "'energy' or 'length'"),
     ("meta.rule=mamal", "meta.rule = mamal", "'leap', 'reptile', 'fomaml', 'maml', 'joint' or 'none'"),
     ("meta.rule=maml", "meta.rule = maml", "only process = classification has it", "not a2c"),
-    ("process=sac", "process = sac", "'a2c' or 'classification'"),
+    ("process=sac", "process = sac", "'a2c', 'classification' or 'rllib'"),
     ("process=classification", "tasks: only process = a2c has it", "not classification"),
     ("alphabets.train=3", "alphabets: only process = classification has it", "not a2c"),
     ("classifier.lr=0.1", "classifier: only process = classification has it", "not a2c"),
@@ -306,6 +317,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 # Another allowed value for every key.
 OTHER = {
+    "process": "rllib", "rllib.algorithm": "DQN", "rllib.options": {"lambda_": 0.9},
     "run.dir": "elsewhere", "run.seed": 1, "run.keep_checkpoints": 5, "backend": "serial", "ray.address": "auto",
     "workers.count": 7, "workers.cpus": 2, "workers.gpus": 0.5, "device": "cuda", "precision": "fp32",
     "meta.steps": 3, "meta.batch_size": 1, "meta.lr": 0.2, "meta.lr_decay": "linear", "meta.optimizer": "adam",
@@ -340,7 +352,7 @@ def changed(load, changes):
         *sections, leaf = key.split(".")
         section = tree
         for name in sections:
-            section = section[name]
+            section = section.setdefault(name, {})
         section[leaf] = value
     return parse_config(tree)
 
@@ -361,10 +373,12 @@ def test_every_key_is_tried():
 
 @pytest.mark.parametrize("key", OTHER)
 def test_the_hash_changes_with_every_key_but_those_that_are_free_on_a_resume(load, key):
-    base = {"device": "cpu", "workers.gpus": 0.0} if key == "device" else {}
+    on_cpu = {"device": "cpu", "workers.gpus": 0.0}
+    base = on_cpu if key in ("device", "process") or key.startswith("rllib.") else {}
+    base |= {"process": "rllib"} if key.startswith("rllib.") else {}
     other = {"device": "cuda", "backend": "serial"} if key == "device" else {key: OTHER[key]}
     before, after = changed(load, base), changed(load, base | other)
-    assert dict(flatten(before.model_dump()))[key] != dict(flatten(after.model_dump()))[key]
+    assert dict(flatten(before.model_dump()))[key] != dict(flatten(after.model_dump())).get(key)
     assert (config_hash(before) == config_hash(after)) == (key in FREE)
 
 
@@ -442,6 +456,40 @@ def test_atari_paper_is_appendix_f():
     }  # fmt: skip
     assert {key: config[key] for key in paper} == paper
     assert len(config["tasks.games"]) == 25
+
+
+# process: rllib
+
+
+def test_options_of_rllib_are_kept_as_they_are(load):
+    config = load("process=rllib", "rllib.algorithm=DQN", "rllib.options.target_network_update_freq=500")
+    assert config.rllib.options == {"target_network_update_freq": 500}
+    assert identity(config)["rllib.options.target_network_update_freq"] == 500
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["process=a3c"], "process = a3c: must be 'a2c', 'classification' or 'rllib'"),
+        (["rllib.algorithm=PPG"], "rllib.algorithm = PPG: must be 'A2C', 'APPO', 'DQN', 'IMPALA' or 'PPO'"),
+        (["rllib.options=[1]"], "rllib.options = [1]: must be a dictionary"),
+        (["meta.parameters=all", "env.full_action_space=true"], "meta.parameters = all: process = rllib"),
+        (["meta.loss_difference=paired"], "meta.loss_difference = paired: process = rllib"),
+        (["env.center=background"], "env.center = background: only process = a2c has it"),
+        (["device=cuda", "workers.gpus=1"], "device = cuda: process = rllib"),
+        (["agent.unroll=20"], "agent.unroll = 20: PPO has options of its own for it; give rllib.options"),
+        (["process=a2c", "rllib.algorithm=DQN"], "rllib: only process = rllib has it, not a2c"),
+        (["process=a2c", "tasks.games=[pong, CarRacing-v3]"], "tasks.games = CarRacing-v3: only process = rllib has"),
+    ],
+)
+def test_what_process_rllib_does_not_have(load, overrides, message):
+    with pytest.raises(BadInputError) as error:
+        load("process=rllib", *overrides)
+    assert str(error.value).startswith(message)
+
+
+def test_a2c_on_rllib_takes_the_keys_of_our_own(load):
+    assert load("process=rllib", "rllib.algorithm=A2C", "agent.unroll=20").agent.unroll == 20
 
 
 def test_omniglot_paper_is_section_4_1_and_the_published_settings():
