@@ -80,7 +80,7 @@ def listening(pids):
 
 def counters(port, process):
     """Our counters that Prometheus finds there, once those of a segment have come."""
-    found, end = set(), time.monotonic() + 120
+    found, end = set(), time.monotonic() + 600
     while process.poll() is None and len(found) < 3 and time.monotonic() < end:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             found |= set(re.findall(r"^ray_leap_rl_(\w+)_total{", answer.read().decode(), re.MULTILINE))
