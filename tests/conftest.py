@@ -2,7 +2,7 @@
 
 import pytest
 
-LONGEST_FIRST = ("test_docker", "test_clusters", "test_hosts", "test_faults", "test_soak", "test_system")
+LONGEST_FIRST = ("test_docker", "test_clusters", "test_hosts", "test_rllib", "test_faults", "test_soak", "test_system")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
