@@ -2,7 +2,11 @@
 
 import pytest
 
-LONGEST_FIRST = ("test_docker", "test_clusters", "test_hosts", "test_rllib", "test_faults", "test_soak", "test_system")
+LONGEST_FIRST = (
+    "test_faults", "test_system", "test_clusters", "test_hosts",  # one for each of four processes,
+    "test_tasks", "test_leap", "test_docker", "test_rllib",  # which is given a second file from the start
+    "test_soak",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
