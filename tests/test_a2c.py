@@ -480,7 +480,9 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
 def test_the_center_is_the_background_of_the_game(game: str, env: dict[str, Any], expected: list[int]) -> None:
     process = start(tiny_config(**{"env.center": "background", **env}), Task(0, 0, game, seed=11))
     assert process.center is not None
-    assert process.center.flatten().tolist() == expected
+    assert process.center.shape == (1, len(expected), 84, 84)
+    assert process.center.mean((0, 2, 3)).tolist() == expected
+    assert process.center.std((0, 2, 3)).max() == 0
 
 
 # -------------------------------------------------------------------------------------- the process: walks
