@@ -295,7 +295,6 @@ class Config(_Section):
             env.max_episode_frames > env.noop_max,
             f"env.max_episode_frames = {env.max_episode_frames}: must exceed env.noop_max = {env.noop_max}",
         )
-
         if self.process == "a2c":
             from leap_rl.tasks import is_gymnasium_id
 
