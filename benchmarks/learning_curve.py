@@ -26,6 +26,12 @@ from leap_rl.types import Task
 
 ROW_STEPS = 20_000  # agent steps between rows
 COLUMNS = ("agent_steps", "score", "episodes", "seconds")
+LABELS = {
+    "leap_rl": "leap_rl A2C",
+    "sb3": "Stable-Baselines3 A2C",
+    "uncentered": "leap_rl A2C, env.center: none",
+    "fp32": "leap_rl A2C, fp32",
+}  # of a file, game_system_seedN.csv
 RANDOM_SCORE = {"pong": -20.7, "breakout": 1.7}  # Mnih et al. 2015, extended data table 2
 SB3_SCRIPT = Path(__file__).parent / "peers" / "sb3_a2c.py"
 
@@ -98,12 +104,13 @@ def plot(options: argparse.Namespace) -> None:
         curves.setdefault(game, {}).setdefault(system, []).append(curve)
     figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 3.8), squeeze=False)
     for axis, (game, systems) in zip(axes[0], sorted(curves.items()), strict=True):
-        for color, (system, seeds) in zip(("C0", "C1", "C2"), sorted(systems.items()), strict=False):
+        for system, seeds in sorted(systems.items()):
+            color = f"C{list(LABELS).index(system)}"
             for steps, scores in seeds:
                 axis.plot(steps, scores, color=color, alpha=0.35, linewidth=1)
             length = min(len(steps) for steps, _ in seeds)
             mean = np.mean([scores[:length] for _, scores in seeds], axis=0)
-            label = {"leap_rl": "leap_rl A2C", "sb3": "Stable-Baselines3 A2C"}.get(system, system)
+            label = LABELS[system]
             axis.plot(seeds[0][0][:length], mean, color=color, linewidth=2, label=f"{label}, {len(seeds)} seed(s)")
         axis.axhline(RANDOM_SCORE[game], color="grey", linestyle=":", label="random play")
         axis.set(title=game, xlabel="agent steps (4 frames each)", ylabel="mean return (raw score)")
