@@ -188,7 +188,9 @@ class Config(_Section):
     ray: RayConfig = RayConfig()
     workers: WorkersConfig = WorkersConfig()
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where the CPU has it")] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], Field(description="of convolutions; auto: bf16 where the CPU has it")
+    ] = "fp32"
     meta: MetaConfig
     tasks: TasksConfig = None  # type: ignore[assignment]  # only where the process has none
     task: TaskConfig

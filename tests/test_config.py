@@ -319,7 +319,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 OTHER = {
     "process": "rllib", "rllib.algorithm": "DQN", "rllib.options": {"lambda_": 0.9},
     "run.dir": "elsewhere", "run.seed": 1, "run.keep_checkpoints": 5, "backend": "serial", "ray.address": "auto",
-    "workers.count": 7, "workers.cpus": 2, "workers.gpus": 0.5, "device": "cuda", "precision": "fp32",
+    "workers.count": 7, "workers.cpus": 2, "workers.gpus": 0.5, "device": "cuda", "precision": "bf16",
     "meta.steps": 3, "meta.batch_size": 1, "meta.lr": 0.2, "meta.lr_decay": "linear", "meta.optimizer": "adam",
     "meta.rule": "fomaml", "meta.loss_difference": "paired",
     "meta.momentum": 0.5, "meta.metric": "length", "meta.use_loss": False, "meta.stabilizer": False,
