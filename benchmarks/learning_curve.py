@@ -29,8 +29,8 @@ COLUMNS = ("agent_steps", "score", "episodes", "seconds")
 LABELS = {
     "leap_rl": "leap_rl A2C",
     "sb3": "Stable-Baselines3 A2C",
-    "uncentered": "leap_rl A2C, env.center: none",
-    "fp32": "leap_rl A2C, fp32",
+    "bf16": "leap_rl A2C, bf16",
+    "uncentered": "leap_rl A2C, bf16, env.center: none",
 }  # of a file, game_system_seedN.csv
 RANDOM_SCORE = {"pong": -20.7, "breakout": 1.7}  # Mnih et al. 2015, extended data table 2
 SB3_SCRIPT = Path(__file__).parent / "peers" / "sb3_a2c.py"
