@@ -20,7 +20,7 @@ from torch import Tensor
 
 from leap_rl.config import MetaConfig
 from leap_rl.leap import PathAccumulator
-from leap_rl.types import Tensors
+from leap_rl.types import Task, Tensors
 
 HEADS = "heads/"  # of a game, in an initialization of the joint rule: heads/pong/policy.weight
 
@@ -36,6 +36,29 @@ def make_path(config: MetaConfig) -> PathAccumulator:
             return LastGradient()
         case "maml" | "none":
             return NoIncrement()
+
+
+def name_in_initialization(config: MetaConfig, task: Task, name: str) -> str | None:
+    """What a parameter of the network is called in the initialization; None where it is the task's alone.
+
+    The encoder is shared, and all of the network where ``meta.parameters`` says so. Under the joint rule each game has
+    heads of its own there. (An evaluation is under no such rule: all of its heads are fresh.)
+    """
+    if name.startswith("encoder.") or config.parameters == "all":
+        return name
+    return f"{HEADS}{task.name}/{name}" if config.rule == "joint" else None
+
+
+def part_for(parameters: Tensors, initialization: Tensors) -> Tensors:
+    """The part of an initialization that is for these parameters: all but the heads of other games. Raises ValueError
+    where names or shapes differ."""
+    chosen = {n: value for n, value in initialization.items() if n in parameters or not n.startswith(HEADS)}
+    expected = {name: tuple(value.shape) for name, value in parameters.items()}
+    found = {name: tuple(value.shape) for name, value in chosen.items()}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))
+        raise ValueError(f"the initialization does not fit the network: {differing}")
+    return chosen
 
 
 def without_heads(initialization: Tensors) -> Tensors:

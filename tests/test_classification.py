@@ -215,7 +215,8 @@ def test_the_joint_rule_keeps_a_head_for_each_alphabet(archive, start):
     again = total(continue_process(config, process.task, state).walk())
     assert_bits_equal(again, found)
     shared = {name: value for name, value in first.items() if not name.startswith("heads/")}
-    evaluated = start_process(config, Task(0, 0, alphabets[1], 3, arm="run"), shared)
+    evaluation = tiny_config(archive, **{"meta.parameters": "encoder"})  # is under no rule that keeps heads
+    evaluated = start_process(evaluation, Task(0, 0, alphabets[1], 3, arm="run"), shared)
     assert set(evaluated.names) == set(shared), "an evaluation's head is the task's own"
 
 

@@ -18,7 +18,7 @@ from leap_rl.learner import Checkpoint
 from leap_rl.measures import MEASURES
 from leap_rl.probes import cosines, drift_by_layer
 from leap_rl.processes import initial_parameters, start_process
-from leap_rl.run import INITIALIZATION, Progress, open_run
+from leap_rl.run import INITIALIZATION, Progress, open_run, read_initialization
 from leap_rl.streaming import _where_it_starts
 from tests.cli_helpers import make_config
 
@@ -79,6 +79,22 @@ def test_arms_differ_in_the_encoder_they_start_from_and_in_nothing_else(tmp_path
     assert not torch.equal(encoders[0, "run"][weight], encoders[0, "random"][weight])
     assert not torch.equal(encoders[0, "random"][weight], encoders[1, "random"][weight]), "each seed its own"
     assert not torch.equal(states[0, "run"]["network/policy.weight"], states[1, "run"]["network/policy.weight"])
+
+
+def test_the_encoder_of_a_joint_run_meets_fresh_heads(tmp_path):
+    run = make_run(tmp_path, **{"meta.rule": "joint"})
+    given, _ = read_initialization(run / "initialization.safetensors")
+    assert any(name.startswith("heads/pong/") for name in given)
+    made = plan(run, games=["pong"], num_seeds=1)
+    processes = [
+        start_process(made.config, task, _where_it_starts(made.config, task, made.initializations()))
+        for task in made.tasks()
+    ]
+    random, joint = processes
+    assert joint.task.arm == "run"
+    assert torch.equal(joint.network.encoder.conv1.weight, given["encoder.conv1.weight"])
+    assert torch.equal(joint.network.policy.weight, random.network.policy.weight)
+    assert not torch.equal(joint.network.policy.weight, given["heads/pong/policy.weight"])
 
 
 def test_an_initialization_may_be_a_file_beside_a_run_or_elsewhere(tmp_path):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leap_rl.config import Config
-from leap_rl.rules import HEADS
+from leap_rl.rules import name_in_initialization
 from leap_rl.tasks import catalogue, parse_game
 from leap_rl.types import Task, Tensors
 
@@ -150,20 +150,11 @@ def flatten(module: nn.Module) -> nn.Parameter:
     return flat
 
 
-def meta_name(config: Config, task: Task, name: str) -> str | None:
-    """What a parameter of the network is called in the initialization; None where it is the task's alone.
-
-    The encoder is shared, and all of the network where ``meta.parameters`` says so. Under the joint rule each game
-    has heads of its own there, but in an evaluation, whose tasks all have fresh ones.
-    """
-    if name.startswith("encoder.") or config.meta.parameters == "all":
-        return name
-    return f"{HEADS}{task.name}/{name}" if config.meta.rule == "joint" and not task.arm else None
-
-
 def meta_learned(config: Config, task: Task, network: ActorCritic) -> dict[str, nn.Parameter]:
     """The parameters that Leap sees, by their names in the initialization."""
-    named = [(meta_name(config, task, name), parameter) for name, parameter in network.named_parameters()]
+    named = [
+        (name_in_initialization(config.meta, task, name), parameter) for name, parameter in network.named_parameters()
+    ]
     return {name: parameter for name, parameter in named if name is not None}
 
 

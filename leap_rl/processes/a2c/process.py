@@ -19,9 +19,9 @@ from torch import Tensor
 
 from leap_rl.config import Config
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
-from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned, meta_name
+from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned
 from leap_rl.processes.atari import AtariVector, Step
-from leap_rl.rules import HEADS, make_path
+from leap_rl.rules import make_path, name_in_initialization, part_for
 from leap_rl.tasks import Game, catalogue, parse_game
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
@@ -298,7 +298,7 @@ class A2CProcess:
         """A process that goes on from ``state`` to the same bits as the one it was taken of."""
         names = [name.removeprefix("network/") for name in state if name.startswith("network/")]
         network = {name: state[f"network/{name}"] for name in names}
-        named = [(meta_name(config, task, name), value) for name, value in network.items()]
+        named = [(name_in_initialization(config.meta, task, name), value) for name, value in network.items()]
         process = cls(config, task, {name: value for name, value in named if name is not None}, attempt)
         process.network.load_state_dict(network)
         for name, value in below(state, "optimizer/").items():
@@ -311,15 +311,8 @@ class A2CProcess:
         return process
 
     def _load_initialization(self, initialization: Tensors) -> None:
-        expected = {name: tuple(parameter.shape) for name, parameter in self.meta_learned.items()}
-        others = {name for name in initialization if name.startswith(HEADS) and name not in expected}  # other games'
-        initialization = {name: value for name, value in initialization.items() if name not in others}
-        found = {name: tuple(value.shape) for name, value in initialization.items()}
-        if expected != found:
-            differing = sorted(set(expected.items()) ^ set(found.items()))
-            raise ValueError(f"the initialization does not fit the network: {differing}")
         with torch.no_grad():
-            for name, value in initialization.items():
+            for name, value in part_for(self.meta_learned, initialization).items():
                 self.meta_learned[name].copy_(value)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leap_rl.config import Config
 from leap_rl.processes.classification.data import NUM_CLASSES, SIDE
-from leap_rl.rules import HEADS
+from leap_rl.rules import name_in_initialization
 from leap_rl.tasks import training_tasks
 from leap_rl.types import Task, Tensors
 
@@ -50,24 +50,13 @@ def draw_parameters(config: Config, seed: int) -> dict[str, Tensor]:
     return parameters
 
 
-def meta_name(config: Config, task: Task, name: str) -> str | None:
-    """What a parameter is called in the initialization; None where it is the task's alone.
-
-    The encoder is shared, and all of the network where ``meta.parameters`` says so. Under the joint rule each alphabet
-    has a head of its own there, but in an evaluation, whose tasks all have fresh ones.
-    """
-    if name.startswith("encoder.") or config.meta.parameters == "all":
-        return name
-    return f"{HEADS}{task.name}/{name}" if config.meta.rule == "joint" and not task.arm else None
-
-
 def initial_parameters(config: Config, seed: int) -> Tensors:
     """A fresh shared initialization: name → float32 tensor of what is meta-learned."""
     torch.set_num_threads(1)
     found: dict[str, Tensor] = {}
     for number, alphabet in enumerate(training_tasks(config) if config.meta.rule == "joint" else [""]):
         for name, value in draw_parameters(config, seed + number).items():
-            known_as = meta_name(config, Task(0, 0, alphabet, seed), name)
+            known_as = name_in_initialization(config.meta, Task(0, 0, alphabet, seed), name)
             if known_as is not None:
                 found.setdefault(known_as, value)
     return found

@@ -19,8 +19,8 @@ from torch import Tensor
 from leap_rl.config import Config
 from leap_rl.processes.classification.data import Batch, held_out_batch, load_problem, training_batch
 from leap_rl.processes.classification.maml import unrolled_gradient
-from leap_rl.processes.classification.network import draw_parameters, logits, meta_name
-from leap_rl.rules import HEADS, make_path
+from leap_rl.processes.classification.network import draw_parameters, logits
+from leap_rl.rules import make_path, name_in_initialization, part_for
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
 
@@ -46,15 +46,10 @@ class ClassificationProcess:
         self.device = torch.device(config.device)
         self.problem = load_problem(config.alphabets, task.name)
         drawn = draw_parameters(config, head_seed >> 1)
-        named = [(name, meta_name(config, task, name)) for name in drawn]
+        named = [(name, name_in_initialization(config.meta, task, name)) for name in drawn]
         self.names = {name: known_as for name, known_as in named if known_as is not None}  # in the initialization
-        expected = {known_as: tuple(drawn[name].shape) for name, known_as in self.names.items()}
-        others = {name for name in initialization if name.startswith(HEADS) and name not in expected}  # other tasks'
-        found = {name: tuple(value.shape) for name, value in initialization.items() if name not in others}
-        if expected != found:
-            differing = sorted(set(expected.items()) ^ set(found.items()))
-            raise ValueError(f"the initialization does not fit the network: {differing}")
-        given = {name: initialization[known_as] for name, known_as in self.names.items()}
+        chosen = part_for(self._meta_learned(drawn), initialization)
+        given = {name: chosen[known_as] for name, known_as in self.names.items()}
         self.parameters = {name: value.to(self.device, copy=True) for name, value in (drawn | given).items()}
         self.start = {name: value.clone() for name, value in self.parameters.items()}  # θ⁰, for MAML
         self.path = make_path(config.meta)
@@ -176,7 +171,7 @@ class ClassificationProcess:
     def from_state(cls, config: Config, task: Task, state: Tensors, attempt: int = 0) -> "ClassificationProcess":
         """A process that goes on from ``state`` to the same bits as the one it was taken of."""
         parameters = below(state, "parameters/")
-        named = [(meta_name(config, task, name), value) for name, value in parameters.items()]
+        named = [(name_in_initialization(config.meta, task, name), value) for name, value in parameters.items()]
         process = cls(config, task, {name: value for name, value in named if name is not None}, attempt)
         for name, value in parameters.items():
             process.parameters[name].copy_(value)
