@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from leap_rl.config import Config, parse_config
+from tests.helpers import nest
 
 NUM_ALPHABETS, NUM_CHARACTERS, SIDE = 6, 21, 15
 
@@ -56,13 +57,7 @@ def tiny_tree(source: Path | str, run: Path | str = "unused", **dotted_overrides
         "classifier": {"filters": 4, "batch_size": 8},
         "stream": {"segment_updates": 5},
     }
-    for key, value in dotted_overrides.items():
-        *sections, leaf = key.split(".")
-        section = tree
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[leaf] = value
-    return tree
+    return nest(dotted_overrides, tree)
 
 
 def tiny_config(source: Path | str, **dotted_overrides: Any) -> Config:

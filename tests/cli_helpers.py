@@ -17,6 +17,7 @@ from leap_rl.config import Config, load_config
 from leap_rl.learner import Checkpoint
 from leap_rl.run import Progress, open_run
 from tests.gradient_steps import GradientSteps
+from tests.helpers import nest
 
 # Three of four games a meta-step: two workers run one after the others. 24 gradient steps a task; 470 is no
 # multiple of an update's 20 agent steps, and 400 frames end episodes of every game within a task.
@@ -39,13 +40,7 @@ TINY: dict[str, Any] = {
 
 def write_config(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """A YAML file in ``folder`` of a tiny run in ``folder/run``; ``changes`` by dotted key."""
-    tree: dict[str, Any] = {}
-    for key, value in {"run.dir": str(folder / "run"), **TINY, **(changes or {})}.items():
-        *sections, leaf = key.split(".")
-        section = tree
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[leaf] = value
+    tree = nest({"run.dir": str(folder / "run"), **TINY, **(changes or {})})
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(tree))
     return file

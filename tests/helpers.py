@@ -1,10 +1,23 @@
 """Configurations and processes that several test files share."""
 
 import multiprocessing
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from leap_rl.config import Config, parse_config
+
+
+def nest(dotted: Mapping[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``{"meta.lr": 0.1}`` as ``{"meta": {"lr": 0.1}}``, put into ``tree`` if there is one already; returns it."""
+    tree = {} if tree is None else tree
+    for key, value in dotted.items():
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return tree
 
 
 def tiny_tree(**dotted_overrides: Any) -> dict[str, Any]:
@@ -19,13 +32,7 @@ def tiny_tree(**dotted_overrides: Any) -> dict[str, Any]:
         "agent": {"lr": 7e-4, "num_envs": 4, "max_grad_norm": 0.5},
         "stream": {"segment_updates": 10},
     }
-    for key, value in dotted_overrides.items():
-        *sections, leaf = key.split(".")
-        section = tree
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[leaf] = value
-    return tree
+    return nest(dotted_overrides, tree)
 
 
 def tiny_config(**dotted_overrides: Any) -> Config:

@@ -16,6 +16,7 @@ from leap_rl.config import (
     parse_config,
 )
 from leap_rl.types import BadInputError
+from tests.helpers import nest
 
 MINIMAL = """\
 run:
@@ -347,23 +348,13 @@ BASE = {"device": "cuda", "workers.gpus": 1.0, "env.full_action_space": True}
 
 
 def changed(load, changes):
-    tree = load().model_dump()
-    for key, value in (BASE | changes).items():
-        *sections, leaf = key.split(".")
-        section = tree
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[leaf] = value
-    return parse_config(tree)
+    return parse_config(nest(BASE | changes, load().model_dump()))
 
 
 def classification(**changes):
     tree = {"process": "classification", "run": {"dir": "runs/test"}, "task": {"agent_steps": 100},
             "meta": {"steps": 2, "batch_size": 40, "lr": 0.1}}  # fmt: skip
-    for key, value in changes.items():
-        section, leaf = key.split(".")
-        tree.setdefault(section, {})[leaf] = value
-    return parse_config(tree)
+    return parse_config(nest(changes, tree))
 
 
 def test_every_key_is_tried():
