@@ -47,9 +47,9 @@ def cluster() -> Iterator[None]:
     prepare_environment("local")
     import ray
 
-    from leap_rl.rllib.cluster import ensure_ray
+    from leap_rl.backends.cluster import ensure_ray
 
-    ensure_ray()
+    ensure_ray("process = rllib")
     yield
     ray.shutdown()
 

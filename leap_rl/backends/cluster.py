@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from leap_rl.config import Config
 from leap_rl.types import BadInputError, LeapRLError
 
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 CONNECT_SECONDS = 5.0  # for something to answer at ray.address
 
 
@@ -25,7 +26,7 @@ def join(config: Config) -> None:
 
     Raises BadInputError where no cluster answers, or where it cannot hold a worker.
     """
-    with interrupts_held_back():
+    with _interrupts_held_back():
         _connect(config)
     _check_resources(config)
 
@@ -68,8 +69,23 @@ def _wanted(config: Config) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
+def ensure_ray(asked_by: str) -> None:
+    """Starts a cluster of one core for this process where it is in none: left to itself, a library would join any that
+    it finds. Raises LeapRLError where it does not start."""
+    if not ray.is_initialized():
+        with _interrupts_held_back():
+            _start(1, asked_by)
+
+
+def _start(num_cpus: int, asked_by: str) -> None:
+    try:
+        ray.init("local", num_cpus=num_cpus, include_dashboard=False, **QUIET)
+    except Exception as error:  # Ray raises bare ones, e.g. where the machine is too busy to start in time
+        raise LeapRLError(f"{asked_by}: Ray does not start: {error}") from error
+
+
 @contextmanager
-def interrupts_held_back() -> Iterator[None]:
+def _interrupts_held_back() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until Ray has started: stopped while it starts, it leaves processes behind.
     Puts the handlers back that ray.init replaces."""
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
@@ -93,13 +109,8 @@ def _connect(config: Config) -> None:
     Raises BadInputError where no cluster answers.
     """
     address = config.ray.address
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
-        cpus = max(config.workers.count * config.workers.cpus, os.cpu_count() or 1)
-        try:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-        except Exception as error:  # Ray raises bare ones, e.g. where the machine is too busy to start in time
-            raise LeapRLError(f"ray.address = local: Ray does not start: {error}") from error
+        _start(max(config.workers.count * config.workers.cpus, os.cpu_count() or 1), "ray.address = local")
         return
     problem = f"ray.address = {address}: "
     where = address.removeprefix("ray://")
@@ -118,7 +129,7 @@ def _connect(config: Config) -> None:
         if not answer:
             raise BadInputError(f"{problem}what answers at {where} is not a Ray cluster")
     try:
-        ray.init(address, **quiet)
+        ray.init(address, **QUIET)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         lines = [line for line in str(error).strip().splitlines() if line]
         raise BadInputError(f"{problem}cannot join: {lines[0] if lines else type(error).__name__}") from error

@@ -19,7 +19,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from torch import Tensor
 
 from leap_rl.export import ENCODER, RLLIB_MODEL_CONFIG
-from leap_rl.rllib.cluster import quiet
+from leap_rl.rllib.quiet import quiet
 from leap_rl.tensor_files import load_tensors
 from leap_rl.types import BadInputError, Tensors
 

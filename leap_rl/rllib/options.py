@@ -18,10 +18,10 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from leap_rl.config import Config
 from leap_rl.leap import PathAccumulator
 from leap_rl.rllib.a2c import A2CConfig
-from leap_rl.rllib.cluster import quiet
 from leap_rl.rllib.envs import RLlibEnv, make_env
 from leap_rl.rllib.learner import Chosen, encoder_parameters, leap_learner
 from leap_rl.rllib.network import PRECISION, shared_encoder, with_leap_encoder
+from leap_rl.rllib.quiet import quiet
 from leap_rl.tasks import is_gymnasium_id
 from leap_rl.types import BadInputError
 

@@ -20,12 +20,13 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from torch import Tensor
 
+from leap_rl.backends.cluster import ensure_ray
 from leap_rl.config import Config
 from leap_rl.processes.a2c import network
-from leap_rl.rllib.cluster import ensure_ray, quiet
 from leap_rl.rllib.envs import TaskEnv
 from leap_rl.rllib.load import spread
 from leap_rl.rllib.options import algorithm_config, build_module, meta_learned, own_network
+from leap_rl.rllib.quiet import quiet
 from leap_rl.rules import make_path
 from leap_rl.run import fingerprint
 from leap_rl.tensor_files import below
@@ -41,7 +42,7 @@ class RLlibProcess:
     def __init__(self, config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> None:
         """Starts the task. Raises BadInputError where the initialization does not fit the encoder."""
         torch.set_num_threads(1)
-        ensure_ray()
+        ensure_ray("process = rllib")
         self.config, self.task, self.attempt = config, task, attempt
         self.initialization = {name: value.clone() for name, value in initialization.items()}
         self.num_segments = 0
