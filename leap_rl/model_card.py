@@ -15,7 +15,8 @@ from leap_rl.types import Tensors
 
 def model_card(run: str, config: Config, meta_step: int, progress: dict[str, Any], tensors: Tensors) -> str:
     """Markdown with the hub's YAML header; scores are those of ``RUN-evaluation``, if there is one."""
-    header = {"library_name": "leap-rl", "tags": ["reinforcement-learning", "meta-learning", "leap", "atari"]}
+    field = "image-classification" if config.process == "classification" else "reinforcement-learning"
+    header = {"library_name": "leap-rl", "tags": [field, "meta-learning", "leap"]}
     lines = [
         "---", yaml.safe_dump(header).strip(), "---", "",
         f"# Shared initialization of {len(training_tasks(config))} tasks, meta-learned with {config.meta.rule}", "",
@@ -69,9 +70,10 @@ def _scores(run: str) -> Iterator[str]:
         f"Final score, {analysis.measures.final_text}; mean over {analysis.num_seeds} seeds with its 95 % interval; "
         "`random` starts from random weights and differs in nothing else."
     )
-    yield from ("", "| game | from | final score | 95 % interval |", "|---|---|---|---|")
+    digits = analysis.measures.digits
+    yield from ("", f"| {analysis.measures.task} | from | final score | 95 % interval |", "|---|---|---|---|")
     for game in analysis.games:
         for arm in analysis.arms:
             final = analysis.results[arm, game].final
-            interval = "one seed" if final.low is None else f"{final.low:.1f} to {final.high:.1f}"
-            yield f"| {game} | {arm} | {final.value:.1f} | {interval} |"
+            low, value, high = (None if x is None else f"{x:.{digits}f}" for x in (final.low, final.value, final.high))
+            yield f"| {game} | {arm} | {value} | {'one seed' if low is None else f'{low} to {high}'} |"
