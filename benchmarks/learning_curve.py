@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.environments import SB3, center, make_environment
+from benchmarks.peers.environments import SB3, make_environment
 from leap_rl.config import Config, load_config
 from leap_rl.processes import initial_parameters, resolve, start_process
+from leap_rl.processes.atari import background
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Task
 
@@ -59,7 +60,7 @@ def sb3(config: Config, game: str) -> Iterator[dict[str, float]]:
         "game": game,
         "row_steps": ROW_STEPS,
         "cores": 1,
-        "center": center(config, game),
+        "center": background(game, config.env)[0],
         **config.model_dump(include={"run", "agent", "env", "task"}),
     }
     command = [str(python), str(SB3_SCRIPT), json.dumps(settings)]

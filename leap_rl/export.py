@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from leap_rl.config import Config
 from leap_rl.model_card import model_card
 from leap_rl.processes.a2c.network import Encoder
-from leap_rl.processes.atari import AtariVector
+from leap_rl.processes.atari import AtariVector, background
 from leap_rl.run import RunDirectory, fingerprint, read_config
 from leap_rl.storage import open_storage
-from leap_rl.tasks import catalogue, is_gymnasium_id, parse_game
+from leap_rl.tasks import is_gymnasium_id, parse_game
 from leap_rl.tensor_files import dump_tensors
 from leap_rl.types import BadInputError, LeapRLError, Tensors
 
@@ -131,20 +131,14 @@ def torch_encoder(num_channels: int, screen_size: int) -> nn.Sequential:
 
 def _center(run: str, config: Config, game: str | None) -> Tensor:
     """float32 [C, 1, 1]: what the run takes from the pixels of a game. Raises BadInputError where it must be named."""
-    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
-    if config.env.center == "none":
-        if game is not None:
-            raise BadInputError(f"--game {game}: only for a run with env.center = background; {run} has none")
-        return torch.zeros(channels, 1, 1)
-    if game is None:
+    if config.env.center == "none" and game is not None:
+        raise BadInputError(f"--game {game}: only for a run with env.center = background; {run} has none")
+    if config.env.center == "background" and game is None:
         raise BadInputError(
             f"{run}: env.center = background: its encoder sees pixels less the game's background; name the game that "
             "the export is for with --game, or export --to hub"
         )
-    grey, *colors = catalogue()[parse_game(game).rom].background
-    return (
-        torch.tensor((colors if config.env.color == "rgb" else [grey]) * config.env.frame_stack).float().view(-1, 1, 1)
-    )
+    return torch.tensor(background(game or "pong", config.env)).float().view(-1, 1, 1)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from leap_rl.config import Config
 from leap_rl.processes.a2c.loss import a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import ActorCritic, initial_parameters
 from leap_rl.processes.a2c.process import A2CProcess
-from leap_rl.processes.atari import Step
+from leap_rl.processes.atari import Step, background
 from leap_rl.run import fingerprint
 from leap_rl.types import Increment, Task, TaskError
 from tests.helpers import another_process, tiny_config
@@ -478,11 +478,21 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
     ],
 )
 def test_the_center_is_the_background_of_the_game(game: str, env: dict[str, Any], expected: list[int]) -> None:
-    process = start(tiny_config(**{"env.center": "background", **env}), Task(0, 0, game, seed=11))
-    assert process.center is not None
-    assert process.center.shape == (1, len(expected), 84, 84)
-    assert process.center.mean((0, 2, 3)).tolist() == expected
-    assert process.center.std((0, 2, 3)).max() == 0
+    config = tiny_config(**{"env.center": "background", **env})
+    assert background(game, config.env) == expected
+    center = start(config, Task(0, 0, game, seed=11)).center
+    if not any(expected):
+        assert center is None, "nothing to subtract"
+        return
+    assert center is not None
+    assert center.shape == (1, len(expected), 84, 84)
+    assert center.mean((0, 2, 3)).tolist() == expected
+    assert center.std((0, 2, 3)).max() == 0
+
+
+def test_nothing_is_taken_from_the_pixels_unless_asked_for() -> None:
+    assert background("pong", tiny_config().env) == [0] * 4
+    assert start(tiny_config(), Task(0, 0, "pong", seed=11)).center is None
 
 
 # -------------------------------------------------------------------------------------- the process: walks

@@ -22,8 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.peers.environments import ENVPOOL, SAMPLE_FACTORY, SB3, center, make_environment
+from benchmarks.peers.environments import ENVPOOL, SAMPLE_FACTORY, SB3, make_environment
 from leap_rl.config import load_config
+from leap_rl.processes.atari import background
 
 SCRIPTS = Path(__file__).parent
 
@@ -55,7 +56,7 @@ def measure(name: str, game: str, options: argparse.Namespace) -> float:
         overrides = [f"agent.num_envs={options.num_envs}", f"agent.unroll={options.unroll}"]
         config = load_config(options.config, overrides)
         settings = {
-            "game": game, "center": center(config, game), "cores": cores, "folder": folder,
+            "game": game, "center": background(game, config.env)[0], "cores": cores, "folder": folder,
             "row_steps": 5 * options.num_envs * options.unroll,
             "config": options.config, "overrides": overrides, **peer.settings,
             **config.model_dump(include={"run", "agent", "env"}),

@@ -5,20 +5,12 @@ import sys
 import venv
 from pathlib import Path
 
-from leap_rl.config import Config
-from leap_rl.tasks import catalogue
-
 ENVIRONMENTS = Path(".venv-peers")
 SB3 = ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium[atari]==1.2.2", "ale-py==0.12.1",
        "opencv-python-headless==5.0.0.93")  # fmt: skip
 ENVPOOL = ("envpool==1.2.5", "torch==2.13.0")
 # Sample Factory holds gymnasium below 1.0, whose games newer versions of ale-py do not register.
 SAMPLE_FACTORY = ("sample-factory==2.1.1", "torch==2.13.0", "ale-py==0.9.1")
-
-
-def center(config: Config, game: str) -> int:
-    """What is subtracted from grey pixels, 0 to 255."""
-    return catalogue()[game].background[0] if config.env.center == "background" else 0
 
 
 def make_environment(name: str, requirements: tuple[str, ...]) -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leap_rl.config import EnvConfig
-from leap_rl.tasks import Game, open_game
+from leap_rl.tasks import Game, catalogue, open_game, parse_game
 from leap_rl.types import Tensors
 
 cv2.setNumThreads(0)  # one thread: resizing is called from threads that own a core already
@@ -247,6 +247,12 @@ class _Shrinker:
             )
             result[changed] = strip.reshape(len(changed), rows_out, size, *channels)
         return result.reshape(-1, *result.shape[2:])
+
+
+def background(game: str, config: EnvConfig) -> list[int]:
+    """What ``env.center`` takes from each channel of a game's observations: zeros where it takes nothing."""
+    grey, *colors = catalogue()[parse_game(game).rom].background if config.center == "background" else (0, 0, 0, 0)
+    return (colors if config.color == "rgb" else [grey]) * config.frame_stack
 
 
 def _open(game: Game, seed: int) -> ale_py.ALEInterface:

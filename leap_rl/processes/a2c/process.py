@@ -20,9 +20,9 @@ from torch import Tensor
 from leap_rl.config import Config
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned
-from leap_rl.processes.atari import AtariVector, Step
+from leap_rl.processes.atari import AtariVector, Step, background
 from leap_rl.rules import make_path, name_in_initialization, part_for
-from leap_rl.tasks import Game, catalogue, parse_game
+from leap_rl.tasks import parse_game
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
 
@@ -76,7 +76,7 @@ class A2CProcess:
         self.optimizer = _optimizer(self.parameters, config)
         self.path = make_path(config.meta)
         channels, height, width = self.envs.observations.shape[1:]
-        self.center = self._find_center(game)
+        self.center = self._find_center()
         self.inputs = torch.empty(  # [T, B, C, H, W], channels-last: the observations of an unroll
             (agent.unroll, agent.num_envs, height, width, channels),
             dtype=self.network.encoder.compute_dtype, device=self.device,
@@ -224,16 +224,14 @@ class A2CProcess:
         out = seen.to(self.device, self.network.encoder.compute_dtype) if out is None else out.copy_(seen)
         return out if self.center is None else out.sub_(self.center)
 
-    def _find_center(self, game: Game) -> Tensor | None:
+    def _find_center(self) -> Tensor | None:
         """[1, C, H, W]: what is subtracted from each observation; None where nothing is. A background far from zero is
         an offset common to all weights of the first layer, with which Pong (87 of 255) is learned far more slowly."""
-        config = self.config.env
-        if config.center == "none":
+        channels = background(self.task.name, self.config.env)
+        if not any(channels):
             return None
-        grey, *colors = catalogue()[game.rom].background
-        channels = torch.tensor((colors if config.color == "rgb" else [grey]) * config.frame_stack)
         # A whole image in the layout of the observations: subtracting one number a channel is ten times slower.
-        center = channels.view(1, -1, 1, 1).expand(1, *self.envs.observations.shape[1:])
+        center = torch.tensor(channels).view(1, -1, 1, 1).expand(1, *self.envs.observations.shape[1:])
         center = center.contiguous(memory_format=torch.channels_last)
         return center.to(self.device, self.network.encoder.compute_dtype)
 
