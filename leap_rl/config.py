@@ -217,11 +217,12 @@ class Config(_Section):
     @classmethod
     def _own_sections(cls, tree: Any) -> Any:
         process = tree.get("process", "a2c") if isinstance(tree, dict) else None
-        own = PROCESS_SECTIONS.get(process, ()) if isinstance(process, str) else ()
-        for other, sections in PROCESS_SECTIONS.items():
-            for section in sections:
-                if own and section not in own and section in tree:
-                    raise ValueError(f"{section}: only process = {other} has it, not {process}")
+        if not isinstance(process, str) or process not in PROCESS_SECTIONS:
+            return tree  # another check says so
+        for section in tree:
+            owners = [other for other, sections in PROCESS_SECTIONS.items() if section in sections]
+            if owners and process not in owners:
+                raise ValueError(f"{section}: only process = {' or '.join(owners)} has it, not {process}")
         return tree
 
     @model_serializer(mode="wrap")

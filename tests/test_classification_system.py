@@ -140,6 +140,19 @@ def test_an_evaluation_scores_the_training_and_the_held_out_drawings(evaluation)
 
 
 @pytest.mark.slow
+def test_a_model_card_has_the_accuracies_of_the_evaluation(undisturbed, evaluation, tmp_path):
+    (tmp_path / "run").symlink_to(undisturbed.path)
+    (tmp_path / "run-evaluation").symlink_to(evaluation.path)
+    assert main(["export", str(tmp_path / "run"), "--to", "hub", "--out", str(tmp_path / "card")]) == 0
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "| alphabet | from | final score | 95 % interval |" in card
+    for result in evaluation.result["results"]:
+        assert f"| {result['game']} | {result['arm']} | {result['final']['value']:.3f} |" in card
+    assert "atari" not in card
+    assert "reinforcement" not in card
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -167,7 +180,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(undisturbed, tmp_path, 
         ({"alphabets.train": 40}, "alphabets.train = 40: must be at most 5"),
         ({"alphabets.checksum": "1" * 64}, "alphabets.checksum = 1111"),
         ({"precision": "bf16"}, "precision = bf16: process = classification computes in fp32"),
-        ({"agent.lr": 0.1}, "agent: only process = a2c has it"),
+        ({"agent.lr": 0.1}, "agent: only process = a2c or rllib has it, not classification"),
         ({"meta.rule": "mmaml"}, "meta.rule = mmaml"),
     ],
 )

@@ -166,7 +166,7 @@ REFUSED = [
     ("meta.rule=mamal", "meta.rule = mamal", "'leap', 'reptile', 'fomaml', 'maml', 'joint' or 'none'"),
     ("meta.rule=maml", "meta.rule = maml", "only process = classification has it", "not a2c"),
     ("process=sac", "process = sac", "'a2c', 'classification' or 'rllib'"),
-    ("process=classification", "tasks: only process = a2c has it", "not classification"),
+    ("process=classification", "tasks: only process = a2c or rllib has it", "not classification"),
     ("alphabets.train=3", "alphabets: only process = classification has it", "not a2c"),
     ("classifier.lr=0.1", "classifier: only process = classification has it", "not a2c"),
     ("meta.loss_difference=pared", "meta.loss_difference = pared", "'successive' or 'paired'"),
@@ -392,7 +392,7 @@ def test_sections_of_another_process_are_neither_allowed_nor_written_down(load):
         ({"alphabets.checksum": "abc"}, ("alphabets.checksum = abc", "pattern")),
         ({"classifier.batch_size": 1}, ("classifier.batch_size = 1", "greater than or equal to 2")),
         ({"task.agent_steps": 1}, ("task.agent_steps = 1: must be more than 1: a path needs 2 gradient steps",)),
-        ({"agent.lr": 0.1}, ("agent: only process = a2c has it, not classification",)),
+        ({"agent.lr": 0.1}, ("agent: only process = a2c or rllib has it, not classification",)),
         ({"meta.rule": "maml", "meta.metric": "length"}, ("meta.metric = length: only meta.rule = leap",)),
     ],
 )
