@@ -17,7 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from leap_rl.processes.classification.glyphs import NUM_CHARACTERS, Image, draw_glyph, font_folder, has_glyph
+from leap_rl.processes.classification.glyphs import Image, draw_glyph, font_folder, has_glyph
+from leap_rl.processes.classification.omniglot import NUM_CHARACTERS
 
 TURNS = 36
 MIN_DISTANCE = 0.38  # of two blurred characters of unit norm: 0 the same, √2 nothing in common

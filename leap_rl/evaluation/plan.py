@@ -95,7 +95,10 @@ def make_plan(
                 f"override {override!r}: an evaluation trains as the run did; allowed are keys that say where it "
                 f"runs: {', '.join(key for key in FREE_ON_RESUME if not key.startswith('run.'))}"
             )
-    read = [_read(source, overrides) for source in sources]
+    read = [
+        (without_heads(tensors), meta_steps, theirs)
+        for tensors, meta_steps, theirs in (_read(source, overrides) for source in sources)
+    ]
     base = next((config for _, _, config in read if config is not None), None)
     if base is None:
         raise BadInputError(
@@ -127,7 +130,6 @@ def _read(source: str, overrides: Sequence[str]) -> tuple[Tensors, int, Config |
     path = Path(source)
     if path.is_file():
         tensors, metadata = read_initialization(path)
-        tensors = without_heads(tensors)
         beside = LocalStorage(str(path.parent))
         known = CONFIG in beside.names()
         return tensors, int(metadata["meta_step"]), _read_config(beside, overrides) if known else None
@@ -140,7 +142,7 @@ def _read(source: str, overrides: Sequence[str]) -> tuple[Tensors, int, Config |
     tensors, metadata = RunDirectory(config, storage).published()
     if not tensors:
         raise BadInputError(f"{source}: has no {INITIALIZATION} yet")
-    return without_heads(tensors), int(metadata["meta_step"]), config
+    return tensors, int(metadata["meta_step"]), config
 
 
 def _read_config(storage: Storage, overrides: Sequence[str]) -> Config:

@@ -12,7 +12,6 @@ moved as well, each once.
 
 import difflib
 import functools
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leap_rl.config import AlphabetsConfig
-from leap_rl.processes.classification.glyphs import load_glyphs
-from leap_rl.processes.classification.omniglot import load_omniglot
+from leap_rl.processes.classification.glyphs import checksum, load_glyphs
+from leap_rl.processes.classification.omniglot import SIDE, load_omniglot
 from leap_rl.types import BadInputError
 
-NUM_CLASSES, NUM_HELD_OUT, SIDE = 20, 5, 28
+NUM_CLASSES, NUM_HELD_OUT = 20, 5
 TURN, SHIFT, SCALE = 360.0, 0.2, (0.8, 1.2)  # degrees; share of the size; times
 
 
@@ -53,10 +52,7 @@ class Split(NamedTuple):
 def load_family(source: str) -> Family:
     """The alphabets with at least 20 characters. Raises BadInputError where there is nothing to be read."""
     drawings = load_glyphs() if source == "glyphs" else load_omniglot(source)
-    digest = hashlib.sha256()
-    for name, images in sorted(drawings.items()):
-        digest.update(f"{name}\0{images.shape}\0".encode() + images.tobytes())
-    return Family(drawings, digest.hexdigest())
+    return Family(drawings, checksum(drawings))
 
 
 def checked_family(config: AlphabetsConfig) -> Family:

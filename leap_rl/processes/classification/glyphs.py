@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leap_rl.processes.classification.omniglot import NUM_DRAWINGS, SIDE
 from leap_rl.tensor_files import dump_tensors, load_tensors
 from leap_rl.types import BadInputError
 
-NUM_CHARACTERS, NUM_DRAWINGS, SIDE = 20, 20, 28
 SEED = 1_812_01054
 RECIPE = 1  # to be raised with every change of what is drawn
 CANVAS = 112  # pixels a side of a character before it is drawn
@@ -133,7 +133,8 @@ def _made_of() -> str:
     return digest.hexdigest()[:16]
 
 
-def _checksum(drawings: dict[str, Image]) -> str:
+def checksum(drawings: dict[str, Image]) -> str:
+    """SHA-256 over names, shapes and pixels, sorted by name."""
     digest = hashlib.sha256()
     for name, images in sorted(drawings.items()):
         digest.update(f"{name}\0{images.shape}\0".encode() + images.tobytes())
@@ -146,7 +147,7 @@ def _read_cache(file: Path) -> dict[str, Image] | None:
     except (OSError, BadInputError):
         return None
     drawings = {name: value.numpy() for name, value in tensors.items()}
-    return drawings if metadata.get("sha256") == _checksum(drawings) else None
+    return drawings if metadata.get("sha256") == checksum(drawings) else None
 
 
 def _write_cache(file: Path, drawings: dict[str, Image]) -> None:
@@ -155,7 +156,7 @@ def _write_cache(file: Path, drawings: dict[str, Image]) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(dump_tensors(tensors, {"sha256": _checksum(drawings)}))
+        temporary.write_bytes(dump_tensors(tensors, {"sha256": checksum(drawings)}))
         temporary.replace(file)
     except OSError:
         with contextlib.suppress(OSError):

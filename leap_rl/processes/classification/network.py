@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leap_rl.config import Config
-from leap_rl.processes.classification.data import NUM_CLASSES, SIDE
+from leap_rl.processes.classification.data import NUM_CLASSES
+from leap_rl.processes.classification.omniglot import SIDE
 from leap_rl.rules import name_in_initialization
 from leap_rl.tasks import training_tasks
 from leap_rl.types import Task, Tensors

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leap_rl.types import BadInputError
 
-NUM_CHARACTERS, NUM_DRAWINGS, SIDE = 20, 20, 28
+NUM_CHARACTERS, NUM_DRAWINGS, SIDE = 20, 20, 28  # of an alphabet; of a character; pixels
 
 
 def load_omniglot(source: str) -> dict[str, NDArray[Any]]:
