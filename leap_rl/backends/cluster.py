@@ -36,11 +36,27 @@ def own_node() -> dict[str, Any]:
     started there any more, nor fetched."""
     here = ray.get_runtime_context().get_node_id()
     node: dict[str, Any] = next(node for node in ray.nodes() if node["NodeID"] == here)
-    if not node["Alive"]:
+    if not (node["Alive"] and _listens(node["RayletSocketName"])):
         raise LeapRLError(
             "Ray's daemon on this machine (the raylet) has died; nothing is lost, the same command continues"
         )
     return node
+
+
+def _listens(path: str) -> bool:
+    """Whether a raylet is behind its socket; true where that is elsewhere, as for a ray:// driver.
+
+    Ray itself notices a dead raylet after some 20 s, and then may end this process from C++, without a word.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(CONNECT_SECONDS)
+        try:
+            connection.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:  # no such socket here, or a raylet too busy to take a connection
+            return True
+    return True
 
 
 def places(actor_ids: Sequence[str]) -> dict[str, str]:
