@@ -136,7 +136,7 @@ def engine() -> Iterator[Docker]:
         yield docker
     finally:
         keeper.stdin.close()
-        assert keeper.wait(timeout=120) == 0, f"{folder}: the machine is not as it was"
+        assert keeper.wait(timeout=400) == 0, f"{folder}: the machine is not as it was"
 
 
 def _make_base(folder: Path) -> Path:
