@@ -19,8 +19,8 @@ from leap_rl.run import Progress, open_run
 from tests.gradient_steps import GradientSteps
 from tests.helpers import nest
 
-# Three of four games a meta-step: two workers run one after the others. 24 gradient steps a task; 470 is no
-# multiple of an update's 20 agent steps, and 400 frames end episodes of every game within a task.
+# Three of four games a meta-step: two workers run one after the others. 24 gradient steps a task; 235 is no
+# multiple of an update's 10 agent steps, and 400 frames end episodes of every game within a task.
 TINY: dict[str, Any] = {
     "run.seed": 7,
     "backend": "serial",
@@ -30,8 +30,8 @@ TINY: dict[str, Any] = {
     "meta.lr": 0.1,
     "meta.optimizer": "nesterov",
     "tasks.games": ["pong", "asterix", "space_invaders", "qbert"],
-    "task.agent_steps": 470,
-    "agent.num_envs": 4,
+    "task.agent_steps": 235,
+    "agent.num_envs": 2,
     "agent.lr": 1e-4,
     "env.max_episode_frames": 400,
     "stream.segment_updates": 5,

@@ -158,7 +158,7 @@ def test_show_of_a_finished_run(tmp_path, run_main):
     assert code == 0
     assert "meta-step 3 of 3, finished" in stdout
     assert fingerprint(make_checkpoint(3).initialization) in stdout
-    assert "agent_steps: 470" in stdout  # the resolved configuration
+    assert "agent_steps: 235" in stdout  # the resolved configuration
 
 
 def test_show_of_a_run_without_a_checkpoint(tmp_path, run_main):

@@ -24,7 +24,7 @@ LONGER = {
     "tasks.held_out": [],
     "meta.steps": 4,
     "meta.batch_size": 2,
-    "task.agent_steps": 1600,
+    "task.agent_steps": 800,
     "stream.segment_updates": 20,
 }
 ARGUMENTS = [f"{key}={json.dumps(value)}" for key, value in (TINY | LONGER).items() if key != "backend"]

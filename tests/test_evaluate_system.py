@@ -61,7 +61,7 @@ def test_curves_have_every_task_to_its_end(undisturbed):
     rows = list(csv.DictReader((undisturbed.path / "curves.csv").open()))
     tasks = {(row["arm"], row["game"], row["seed"]) for row in rows}
     assert len(tasks) == NUM_TASKS
-    assert [int(row["agent_steps"]) for row in rows if row["seed"] == "0" and row["arm"] == "run"][-1] == 480
+    assert [int(row["agent_steps"]) for row in rows if row["seed"] == "0" and row["arm"] == "run"][-1] == 240
     assert any(row["episodic_return"] for row in rows)
     assert undisturbed.result["num_seeds"] == 2
 
@@ -121,7 +121,7 @@ def test_another_evaluation_is_refused_and_says_what_differs(run, undisturbed, t
         (["evaluate", run, run, "--games", "pong"], ["games (breakout there, pong here)", "num_seeds"]),
         (["evaluate", run, *WHAT], ["arms (random, run "]),
         (["evaluate", config.run.dir, run, *WHAT], ["arms (random, run "]),
-        (["evaluate", run, run, *WHAT, "--agent-steps", "600"], ["task.agent_steps (470 there, 600 here)"]),
+        (["evaluate", run, run, *WHAT, "--agent-steps", "600"], ["task.agent_steps (235 there, 600 here)"]),
     ):  # fmt: skip
         done = cli(*arguments, "--out", undisturbed.path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

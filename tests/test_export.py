@@ -154,7 +154,7 @@ def test_hub_folder(run, tmp_path):
     for fact in (
         "pong, asterix, space_invaders, qbert",
         "2 of 3 tasks",
-        "470 agent steps of a2c",
+        "235 agent steps of a2c",
         "not been evaluated",
     ):
         assert fact in card
