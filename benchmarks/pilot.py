@@ -6,12 +6,11 @@
     python -m benchmarks.pilot train task.agent_steps=200000 meta.steps=15    # at another scale: keys replaced
 
 Agent steps, with the configuration as it is: 6 games × 60,000 × 8 meta-steps = 2.9 million for each of the six
-rules that learn, and 3 held-out games × 3 seeds × 100,000 = 0.9 million for each of eight arms. The sweep ends
-with a table: choose from it, and write the choice into RULES.
+rules that learn, and 3 held-out games × 3 seeds × 100,000 = 0.9 million for each of eight arms; the sweep 0.5 million
+for each of its runs. It ends with a table: choose from it, and write the choice into RULES.
 """
 
 import argparse
-import itertools
 import json
 import subprocess
 import sys
@@ -27,13 +26,12 @@ RULES = {
     "fomaml": ["meta.rule=fomaml"],
     "none": ["meta.rule=none", "meta.steps=1"],  # one step is as good as many
 }
-SWEPT = {
-    "leap_energy": (0.03, 0.1, 0.3, 1.0),
-    "leap_length": (0.0003, 0.001, 0.003, 0.01),
-    "reptile": (0.1, 0.3, 1.0),
+SWEPT = {  # meta-optimizers and meta learning rates. Reptile's, and that of energy, has a unit: 1 goes all the way
+    "leap_energy": (("sgd", 0.3), ("sgd", 1.0), ("nesterov", 0.1)),
+    "leap_length": (("sgd", 0.001), ("sgd", 0.003), ("nesterov", 0.0003)),
+    "reptile": (("sgd", 0.3), ("sgd", 1.0)),
 }
-SWEEP_STEPS = 3  # meta-steps
-OPTIMIZERS = ("sgd", "nesterov")
+SWEEP = ("meta.steps=3", "task.agent_steps=40000", "tasks.games=[asterix, assault, qbert, phoenix]", "meta.batch_size=4")
 
 
 def leap_rl(*arguments: str) -> str:
@@ -56,14 +54,14 @@ def evaluate(options: argparse.Namespace) -> None:
 def sweep(options: argparse.Namespace) -> None:
     """Path length and energy, first and last meta-step, of each setting: what the rules descend."""
     print("| rule | optimizer | meta lr | path length | energy | last mean returns |\n|---|---|--:|--:|--:|---|")
-    for name, rates in SWEPT.items():
-        for optimizer, rate in itertools.product(OPTIMIZERS, rates):
+    for name, settings in SWEPT.items():
+        for optimizer, rate in settings:
             folder = Path(options.out) / "sweep" / f"{name}-{optimizer}-{rate:g}"
-            keys = [f"meta.lr={rate:g}", f"meta.optimizer={optimizer}", f"meta.steps={SWEEP_STEPS}"]
+            keys = [f"meta.lr={rate:g}", f"meta.optimizer={optimizer}", *SWEEP]
             leap_rl("train", options.config, *options.overrides, *RULES[name], *keys, f"run.dir={folder}")
             rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             steps = [row for row in rows if row["kind"] == "meta_step"]
-            last = [row for row in rows if row["kind"] == "task" and row["meta_step"] == SWEEP_STEPS - 1]
+            last = [row for row in rows if row["kind"] == "task" and row["meta_step"] == steps[-1]["meta_step"]]
             returns = ", ".join(f"{row['game']} {row['episodic_return']:.1f}" for row in last if row["episodic_return"])
             path, energy = (f"{steps[0][key]:.2f} → {steps[-1][key]:.2f}" for key in ("path_length", "energy"))
             print(f"| {name} | {optimizer} | {rate:g} | {path} | {energy} | {returns} |", flush=True)
