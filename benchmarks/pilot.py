@@ -31,7 +31,12 @@ SWEPT = {  # meta-optimizers and meta learning rates. Reptile's, and that of ene
     "leap_length": (("sgd", 0.001), ("sgd", 0.003), ("nesterov", 0.0003)),
     "reptile": (("sgd", 0.3), ("sgd", 1.0)),
 }
-SWEEP = ("meta.steps=3", "task.agent_steps=40000", "tasks.games=[asterix, assault, qbert, phoenix]", "meta.batch_size=4")
+SWEEP = (
+    "meta.steps=3",
+    "task.agent_steps=40000",
+    "tasks.games=[asterix, assault, qbert, phoenix]",
+    "meta.batch_size=4",
+)
 
 
 def leap_rl(*arguments: str) -> str:
