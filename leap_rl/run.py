@@ -185,10 +185,14 @@ class RunDirectory:
     def forget_metrics(self, checkpoint: Checkpoint) -> None:
         """Drops rows of tasks and meta-steps that ``checkpoint`` has not averaged: they come again."""
         due_places = set(due(self.config.meta, checkpoint))
-        kept = [
-            row for row in _metrics(self._storage)
-            if row["meta_step"] < checkpoint.meta_step and (row["meta_step"], row.get("slot")) not in due_places
-        ]  # fmt: skip
+        drawn = checkpoint.meta_step + self.config.meta.staleness  # and of these some may be averaged already
+
+        def is_averaged(row: Mapping[str, Any]) -> bool:
+            if "slot" in row:
+                return row["meta_step"] <= drawn and (row["meta_step"], row["slot"]) not in due_places
+            return bool(row["meta_step"] < checkpoint.meta_step)
+
+        kept = [row for row in _metrics(self._storage) if is_averaged(row)]
         self._storage.write(METRICS, _jsonl(kept))
 
 

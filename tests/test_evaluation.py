@@ -157,7 +157,7 @@ def refused(run_main, folder, *arguments):
         (["RUN", "--seeds", "0"], ["--seeds 0", "at least 1"]),
         (["RUN", "--games", "brekout"], ["unknown game 'brekout'", "did you mean breakout?"]),
         (["RUN", "--games", "alien", "Alien"], ["alien is named 2 times"]),
-        (["RUN", "--agent-steps", "10"], ["--agent-steps 10", "must be more than 20"]),
+        (["RUN", "--agent-steps", "10"], ["--agent-steps 10", "must be more than 10"]),
         (["RUN", "--agent-steps", "many"], ["--agent-steps", "invalid int value"]),
         (["RUN", "agent.lr=1"], ["agent.lr=1", "trains as the run did", "workers"]),
         (["RUN", "run.dir=x"], ["run.dir=x", "trains as the run did"]),

@@ -278,7 +278,8 @@ def test_asynchronous_meta_training_averages_each_task_once(tmp_path, backend):
     """Killed and continued in the middle: what is unfinished then belongs to several meta-steps."""
     run = tmp_path / "run"
     steps = 6
-    config = write_config(tmp_path, {"meta.schedule": "asynchronous", "meta.max_staleness": 2, "meta.steps": steps})
+    changes = {"meta.schedule": "asynchronous", "meta.max_staleness": 2, "meta.steps": steps}
+    config = write_config(tmp_path, changes | {"meta.lr": 0.01})  # late increments and momentum: 0.1 would diverge
     with held(tmp_path, "train", config, f"backend={backend}", meta_step=4, step=7) as (driver, _):
         wait_for(lambda: len(rows_of(run, "meta_step")) >= 2, driver)
         driver.kill()

@@ -1,5 +1,6 @@
 """The run directory: what is committed comes back, what is not does not exist, and nothing foreign is touched."""
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -249,6 +250,17 @@ def test_rows_of_meta_steps_that_were_not_committed_are_dropped(tmp_path):
         assert read_metrics(run.url) == [row(0, 0), row(0, 1)]
         run.append_metrics([row(1)])
         assert read_metrics(run.url) == [row(0, 0), row(0, 1), row(1)]
+
+
+def test_rows_of_tasks_that_were_averaged_before_their_meta_step_are_kept(tmp_path):
+    """Asynchronous: a task of meta-step 1 was faster than one of meta-step 0."""
+    changes = {"meta.schedule": "asynchronous", "meta.max_staleness": 1, "meta.steps": 9}
+    checkpoint = dataclasses.replace(make_checkpoint(1), unfinished=((0, 2), (1, 0), (1, 2)))
+    averaged = [row(0, 0), row(0, 1), row(1, 1)]
+    with open_run(make_config(tmp_path, changes)) as run:
+        run.append_metrics([*averaged, row(0, 2), row(1, 0), row(2, 1), row(3, 0)])
+        run.forget_metrics(checkpoint)
+        assert read_metrics(run.url) == averaged
 
 
 def test_a_metrics_line_that_was_cut_off_is_left_out(tmp_path):
