@@ -11,10 +11,11 @@ for each of its runs. It ends with a table: choose from it, and write the choice
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
+
+from leap_rl.run import read_metrics
 
 # Length divides each move by its size: the sum over a path is larger by about the number of moves.
 RULES = {
@@ -26,8 +27,8 @@ RULES = {
     "fomaml": ["meta.rule=fomaml"],
     "none": ["meta.rule=none", "meta.steps=1"],  # one step is as good as many
 }
-SWEPT = {  # meta-optimizers and meta learning rates. Reptile's, and that of energy, has a unit: 1 goes all the way
-    "leap_energy": (("sgd", 0.3), ("sgd", 1.0), ("nesterov", 0.1)),
+SWEPT = {  # meta-optimizers and meta learning rates. Reptile's has a unit, 1 is all the way; Leap's loss term none
+    "leap_energy": (("sgd", 0.003), ("sgd", 0.03), ("sgd", 0.3), ("nesterov", 0.003)),
     "leap_length": (("sgd", 0.001), ("sgd", 0.003), ("nesterov", 0.0003)),
     "reptile": (("sgd", 0.3), ("sgd", 1.0)),
 }
@@ -64,7 +65,7 @@ def sweep(options: argparse.Namespace) -> None:
             folder = Path(options.out) / "sweep" / f"{name}-{optimizer}-{rate:g}"
             keys = [f"meta.lr={rate:g}", f"meta.optimizer={optimizer}", *SWEEP]
             leap_rl("train", options.config, *options.overrides, *RULES[name], *keys, f"run.dir={folder}")
-            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            rows = read_metrics(folder)
             steps = [row for row in rows if row["kind"] == "meta_step"]
             last = [row for row in rows if row["kind"] == "task" and row["meta_step"] == steps[-1]["meta_step"]]
             returns = ", ".join(f"{row['game']} {row['episodic_return']:.1f}" for row in last if row["episodic_return"])

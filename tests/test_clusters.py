@@ -101,7 +101,7 @@ def test_a_slurm_job_that_is_requeued_resumes_and_ends_in_the_same_bits(tmp_path
         def cluster(*arguments):
             return login.run("env", "-C", tmp_path, CLUSTER, *arguments, env=env).stdout
 
-        config = write_config(tmp_path, {"task.agent_steps": 235})
+        config = write_config(tmp_path)
         job = cluster("submit", "--on", "slurm", config, "workers.per_node=1", "--", "--nodes=2").split()[-1]
         log = tmp_path / f"leap-rl-{job}.log"
         wait_for(lambda: (run / "checkpoints" / "000001" / "done").exists())
