@@ -214,6 +214,20 @@ def finish(driver, folder, undisturbed):
     assert numbers(folder) == numbers(undisturbed)
 
 
+def test_a_run_directory_that_a_worker_does_not_see_is_one_line(cluster, shared):
+    """/tmp is each host's own."""
+    folder = shared / "unseen"
+    folder.mkdir()
+    command = [sys.executable, "-m", "leap_rl.cli", "train", write_config(folder, CHANGES), "run.dir=/tmp/unseen"]
+    command += ["backend=ray", f"ray.address={cluster[0].address}:{PORT}"]
+    done = cluster[0].run(*command, env=environment() | RAY, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: run.dir = /tmp/unseen: the run is not to be seen from node ")
+    assert any(f"node {worker.address};" in last for worker in cluster[1:])
+
+
 def test_hung_raylets_cut_cables_and_lost_power_change_nothing(cluster, undisturbed, shared, steps):
     """In one run, one in each meta-step, over a network that is slow and loses 2 % of all packets."""
     head, second, third = cluster
