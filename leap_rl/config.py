@@ -62,6 +62,9 @@ class MetaConfig(_Section):
     lr_decay: Annotated[Literal["constant", "linear"], Field(description="over meta.steps; linear: to 0")] = "constant"
     optimizer: Literal["sgd", "nesterov", "adam"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1, description="of nesterov")] = 0.9
+    max_task_norm: Annotated[
+        PositiveFloat | None, Field(description="a longer meta-gradient of one task is scaled down to it; null: never")
+    ] = None
     metric: Literal["energy", "length"] = "energy"
     use_loss: bool = True
     stabilizer: bool = True

@@ -41,6 +41,7 @@ class MetaStep:
     path_length: float  # mean over the tasks that were averaged
     energy: float
     meta_gradient_norm: float
+    task_norms: tuple[float, ...]  # of the meta-gradient of each of ``tasks``, before it was scaled down
     update_norm: float  # ‖θ⁰ after − θ⁰ before‖
     lr: float
     tasks: tuple[TaskReport, ...]  # the newest report of each task that was averaged, in order of place
@@ -158,9 +159,13 @@ class MetaLearner:
 
         mean = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
         counts = Counter(name for ledger in ledgers for name in ledger.total)  # a game's own heads are in its tasks'
-        for ledger in ledgers:
+        norms = [float(_norm({name: value.double() for name, value in ledger.total.items()})) for ledger in ledgers]
+        limit = self.config.max_task_norm
+        for ledger, task_norm in zip(ledgers, norms, strict=True):
             for name, value in ledger.total.items():
-                mean[name] += value / counts[name]
+                # Where losses are large Δf ∇f is, by orders of magnitude: one game would be the whole mean.
+                scaled = value if limit is None or task_norm <= limit else value * (limit / task_norm)
+                mean[name] += scaled / counts[name]
         norm = _norm(mean)
         if not torch.isfinite(norm):
             raise NonFiniteMetaGradientError(
@@ -185,6 +190,7 @@ class MetaLearner:
             path_length=sum(report.path_length for report in reports) / len(reports),
             energy=sum(report.energy for report in reports) / len(reports),
             meta_gradient_norm=float(norm),
+            task_norms=tuple(norms),
             update_norm=distance(after, before),
             lr=lr,
             tasks=reports,

@@ -6,6 +6,7 @@ compares the games. What other processes have in the place of games and returns 
 """
 
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -150,6 +151,7 @@ class Monitor:
             "path_length": outcome.path_length,
             "energy": outcome.energy,
             "meta_gradient_norm": outcome.meta_gradient_norm,
+            "clipped_tasks": sum(norm > (self._config.meta.max_task_norm or math.inf) for norm in outcome.task_norms),
             "update_norm": outcome.update_norm,
             "initialization_drift": drift,
             "lr": outcome.lr,
@@ -171,7 +173,8 @@ class Monitor:
         self._faults = 0
         cosine = mean_cosine(outcome.cosines)
         row = {"kind": "meta_step", "meta_step": outcome.meta_step, **scalars, "increment_cosine": cosine}
-        self._run.append_metrics([row | {"increment_cosines": outcome.cosines, "layer_drift": dict(layers)}])
+        row |= {"increment_cosines": outcome.cosines, "layer_drift": dict(layers), "task_norms": outcome.task_norms}
+        self._run.append_metrics([row])
         writer = self._writer("meta", purge_step=self._first_meta_step)
         for name, value in scalars.items():
             writer.add_scalar(f"meta/{name}", value, outcome.meta_step)
@@ -180,9 +183,10 @@ class Monitor:
             _draw_cosines(writer, outcome.cosines, outcome.meta_step)
         for name, value in layers.items():
             writer.add_scalar(f"layer/drift/{name}", value, outcome.meta_step)
-        for task in outcome.tasks:
+        for task, norm in zip(outcome.tasks, outcome.task_norms, strict=True):
             name = f"task/path_length/{task.task.name}"
             writer.add_scalar(name, task.path_length, outcome.meta_step)
+            writer.add_scalar(f"task/meta_gradient_norm/{task.task.name}", norm, outcome.meta_step)
             rises = task.num_rises / max(task.num_moves, 1)
             writer.add_scalar(f"task/loss_rise_fraction/{task.task.name}", rises, outcome.meta_step)
             score = self._measures.score_of(task.statistics)

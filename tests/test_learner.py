@@ -79,6 +79,36 @@ def test_sgd_steps_against_the_mean_over_the_tasks():
     assert (outcome.duplicates, outcome.stale) == (0, 0)
 
 
+def test_a_task_whose_meta_gradient_is_too_long_is_scaled_down_before_the_mean():
+    """Norms 5 (over a and b), 0.5, of which the first is scaled to 2: a: 0.4 · (3, 0) and (0, 0.5); b: 0.4 · 4."""
+    learner = make_learner(max_task_norm=2)
+    deliver(learner, increment(0, (3, 0), 0, last=False), increment(0, (0, 0), 4, sequence=1), increment(1, (0, 0.5)))
+    outcome = learner.step()
+    assert outcome.task_norms == (5, 0.5)
+    assert outcome.meta_gradient_norm == pytest.approx(math.sqrt(0.6**2 + 0.25**2 + 0.8**2))
+    expected = {n: first().initialization[n] - 0.5 * value for n, value in parameters((0.6, 0.25), 0.8).items()}
+    for name, value in learner.initialization().items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_a_task_at_the_limit_is_left_to_the_last_bit(limit):
+    learner, bounded = make_learner(), make_learner(max_task_norm=limit)
+    for each in (learner, bounded):
+        deliver(each, increment(0, (3, 0), 4), increment(1, (1 / 3, 0.1)))
+        each.step()
+    assert_bits_equal(bounded.initialization(), learner.initialization())
+
+
+def test_a_length_beyond_float32_is_scaled_down_and_what_is_not_finite_still_refused():
+    learner = make_learner(max_task_norm=1)
+    deliver(learner, increment(0, (3e38, 3e38)), increment(1))
+    assert learner.step().meta_gradient_norm == pytest.approx(0.5)
+    deliver(learner, increment(0, (math.inf, 0), meta_step=1), increment(1, meta_step=1))
+    with pytest.raises(NonFiniteMetaGradientError):
+        learner.step()
+
+
 def test_path_lengths_and_energies_are_summed_over_segments_and_averaged_over_tasks():
     learner = make_learner()
     deliver(learner, increment(1), increment(0, last=False), increment(0, sequence=1))
