@@ -5,24 +5,28 @@
     python -m benchmarks.pilot evaluate             # their initializations on the held-out games: the report
     python -m benchmarks.pilot train task.agent_steps=200000 meta.steps=15    # at another scale: keys replaced
 
-Agent steps, with the configuration as it is: 6 games × 30,000 × 8 meta-steps = 1.4 million for each of the five rules,
-and 3 held-out games × 3 seeds × 80,000 = 0.7 million for each of six arms, the random one among them; the sweep 0.24
+Agent steps, with the configuration as it is: 6 games × 30,000 × 6 meta-steps = 1.1 million for each of the five rules,
+and 3 held-out games × 3 seeds × 50,000 = 0.45 million for each of six arms, the random one among them; the sweep 0.24
 million for each of its nine runs. It ends with a table: choose from it, and write the choice into RULES.
 """
 
 import argparse
+import csv
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from leap_rl.run import read_metrics
 
 RULES = {
     "leap_energy": [],
     "leap_energy_paired": ["meta.loss_difference=paired"],
-    "leap_length": ["meta.metric=length"],
-    "leap_length_paired": ["meta.metric=length", "meta.loss_difference=paired"],
-    "reptile": ["meta.rule=reptile"],
+    "leap_length": ["meta.metric=length", "meta.lr=1"],
+    "leap_length_paired": ["meta.metric=length", "meta.lr=1", "meta.loss_difference=paired"],
+    "reptile": ["meta.rule=reptile", "meta.lr=1"],
 }
 SWEPT = {  # meta-optimizers and meta learning rates: no task's meta-gradient is longer than meta.max_task_norm
     "leap_energy": (("sgd", 0.1), ("sgd", 0.3), ("sgd", 1.0), ("nesterov", 0.1)),
@@ -44,8 +48,15 @@ def leap_rl(*arguments: str) -> str:
 
 
 def train(options: argparse.Namespace) -> None:
+    """Writes meta_training.csv: a row a rule, meta-step and game."""
     for name, keys in RULES.items():
         leap_rl("train", options.config, *options.overrides, *keys, f"run.dir={options.out}/{name}")
+    rows = [
+        [name, row["meta_step"], row["game"], row["path_length"], row["energy"], row["episodic_return"]]
+        for name in RULES
+        for row in sorted(tasks_of(f"{options.out}/{name}"), key=lambda row: (row["meta_step"], row["game"]))
+    ]
+    write(options, "meta_training.csv", ["rule", "meta_step", "game", "path_length", "energy", "episodic_return"], rows)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -55,19 +66,31 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Path length and energy, first and last meta-step, of each setting: what the rules descend."""
-    print("| rule | optimizer | meta lr | path length | energy | last mean returns |\n|---|---|--:|--:|--:|---|")
+    """Writes sweep.csv: means over the games of each setting's first and last meta-step, what the rules descend."""
+    found = []
     for name, settings in SWEPT.items():
         for optimizer, rate in settings:
-            folder = Path(options.out) / "sweep" / f"{name}-{optimizer}-{rate:g}"
+            folder = f"{options.out}/sweep/{name}-{optimizer}-{rate:g}"
             keys = [f"meta.lr={rate:g}", f"meta.optimizer={optimizer}", *SWEEP]
             leap_rl("train", options.config, *options.overrides, *RULES[name], *keys, f"run.dir={folder}")
-            rows = read_metrics(folder)
-            steps = [row for row in rows if row["kind"] == "meta_step"]
-            last = [row for row in rows if row["kind"] == "task" and row["meta_step"] == steps[-1]["meta_step"]]
-            returns = ", ".join(f"{row['game']} {row['episodic_return']:.1f}" for row in last if row["episodic_return"])
-            path, energy = (f"{steps[0][key]:.2f} → {steps[-1][key]:.2f}" for key in ("path_length", "energy"))
-            print(f"| {name} | {optimizer} | {rate:g} | {path} | {energy} | {returns} |", flush=True)
+            tasks = tasks_of(folder)
+            for meta_step in (0, max(row["meta_step"] for row in tasks)):
+                mine = [row for row in tasks if row["meta_step"] == meta_step]
+                means = [statistics.mean(row[key] for row in mine) for key in ("path_length", "energy")]
+                found.append([name, optimizer, rate, meta_step, *means])
+    write(options, "sweep.csv", ["rule", "optimizer", "meta_lr", "meta_step", "path_length", "energy"], found)
+
+
+def tasks_of(run: str) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(Path(run)) if row["kind"] == "task"]
+
+
+def write(options: argparse.Namespace, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file, and what stands in it."""
+    file = Path(options.out) / name
+    with file.open("w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+    print(file.read_text())
 
 
 def main() -> None:
@@ -77,7 +100,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/pilot.yaml")
     parser.add_argument("--out", default="runs/pilot")
     parser.add_argument("--seeds", type=int, default=3, help="of the evaluation")
-    parser.add_argument("--agent-steps", type=int, default=80_000, help="of an evaluation's task")
+    parser.add_argument("--agent-steps", type=int, default=50_000, help="of an evaluation's task")
     options = parser.parse_intermixed_args()
     {"sweep": sweep, "train": train, "evaluate": evaluate}[options.command](options)
 

@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "meta.batch_size": 3,
     "meta.lr": 0.1,
     "meta.optimizer": "nesterov",
+    "meta.max_task_norm": 1.0,  # below most tasks': all tests go through it
     "tasks.games": ["pong", "asterix", "space_invaders", "qbert"],
     "task.agent_steps": 235,
     "agent.num_envs": 2,

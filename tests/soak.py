@@ -103,7 +103,6 @@ def changes(steps: int) -> dict[str, Any]:
     """To the tiny configuration."""
     return {
         "meta.steps": steps,
-        "meta.lr": 1e-4,  # tasks are longer than elsewhere: with 0.1 they diverge
         "task.agent_steps": UPDATES * TINY["agent.num_envs"] * 5,
         "stream.segment_updates": SEGMENT_UPDATES,
         "workers.count": WORKERS,

@@ -32,7 +32,6 @@ RAY = {
 CHANGES = {
     "meta.steps": 3,
     "meta.batch_size": 2,
-    "meta.lr": 1e-4,  # tasks are longer than elsewhere: with 0.1 they diverge
     "task.agent_steps": 1440,
     "stream.segment_updates": 12,
     "workers.per_node": 1,

@@ -250,7 +250,9 @@ def scalars(folder):
     return {tag: accumulator.Scalars(tag) for tag in accumulator.Tags()["scalars"]}
 
 
-META_TAGS = ["path_length", "energy", "meta_gradient_norm", "initialization_drift", "agent_steps_per_second"]
+META_TAGS = [
+    "path_length", "energy", "meta_gradient_norm", "clipped_tasks", "initialization_drift", "agent_steps_per_second",
+]  # fmt: skip
 
 
 def test_tensorboard_has_each_meta_step_once(interruption):
@@ -260,6 +262,11 @@ def test_tensorboard_has_each_meta_step_once(interruption):
         events = tags[f"meta/{name}"]
         assert [event.step for event in events] == [0, 1, 2]
         assert [event.value for event in events] == pytest.approx([row[name] for row in rows], rel=1e-6)
+    limit = TINY["meta.max_task_norm"]
+    assert [row["clipped_tasks"] for row in rows] == [sum(n > limit for n in row["task_norms"]) for row in rows]
+    assert any(row["clipped_tasks"] for row in rows)
+    games = {tag.rpartition("/")[2] for tag in tags if tag.startswith("task/meta_gradient_norm/")}
+    assert games == {row["game"] for row in interruption.resumed.rows if row["kind"] == "task"}
 
 
 def test_tensorboard_has_each_segment_of_each_game_once(interruption):
