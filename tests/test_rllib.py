@@ -154,23 +154,27 @@ def test_increments_are_those_of_the_saved_steps_of_ppo_over_epochs_and_minibatc
 
 
 def test_several_learners_are_refused() -> None:
+    """As a user's script sees it: each Learner is an actor, and what it raises comes out of Ray's exception."""
+    from ray.exceptions import RayError
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 
     from leap_rl.rllib import leap_learner
 
-    config = ppo_on_cartpole(leap_learner(PPOTorchLearner)).learners(num_learners=2)
-    learner = config.learner_class(config=config, module_spec=None)
-    with pytest.raises(BadInputError, match=r"^num_learners = 2: Leap follows one path; it must be 0 or 1$"):
-        learner.build()
+    config = ppo_on_cartpole(leap_learner(PPOTorchLearner)).learners(num_learners=2, num_cpus_per_learner=0)
+    with pytest.raises(RayError, match=r"BadInputError: num_learners = 2: Leap follows one path; it must be 0 or 1"):
+        config.build_algo()
 
 
-def test_an_algorithm_without_a_path_is_told_what_to_do() -> None:
+def test_the_old_api_stack_is_told_by_name() -> None:
+    """RLlib itself only warns that it leaves the Learner out."""
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 
-    from leap_rl.rllib import take_increment
+    from leap_rl.rllib import leap_learner, take_increment
 
-    algorithm = ppo_on_cartpole(PPOTorchLearner).build_algo()
-    with pytest.raises(BadInputError, match="PPOTorchLearner: records no path"):
+    config = ppo_on_cartpole(leap_learner(PPOTorchLearner))
+    config.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
+    algorithm = config.build_algo()
+    with pytest.raises(BadInputError, match=r"^PPO: is on RLlib's old API stack, which has no Learner: .*$"):
         take_increment(algorithm)
     algorithm.stop()
 
@@ -347,6 +351,7 @@ def test_the_environment_is_that_of_our_own_process() -> None:
         ("PPO", {"minibatch_size": 999, "train_batch_size_per_learner": 60}, r": .*_size` \(999\) must be <= "),
         ("PPO", {"num_learners": 2}, r"\.num_learners = 2: is not free"),
         ("PPO", {"enable_rl_module_and_learner": False}, r"\.enable_rl_module_and_learner = false: RLlib's new API"),
+        ("DQN", {"enable_env_runner_and_connector_v2": False}, r"\.enable_env_runner_and_connector_v2 = false: RL"),
         ("A2C", {"num_epochs": 3}, r": .*`num_epochs` \(3\) must be 1: A2C takes one step a batch"),
         ("PPO", {"model_config": {"conv_filters": [[16, 99, 99, "valid"]]}}, r"\.model_config: pong: "),
     ],
@@ -387,19 +392,22 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN", "APPO", "IMPALA", "A2C"])
 def test_an_algorithm_of_rllib_loads_an_export_and_computes_our_features(algorithm: str, export: Path) -> None:
     from ray.rllib.core.columns import Columns
     from ray.tune.registry import register_env
 
-    from leap_rl.rllib import load_encoder
+    from leap_rl.rllib import load_encoder, take_increment
     from leap_rl.rllib.envs import AtariGame, FloatImage
+    from leap_rl.rllib.learner import on_learners
     from leap_rl.rllib.options import ALGORITHMS
 
     description = json.loads((export / "config.json").read_text())
     config = load_config(export.parent / "run" / "config.yaml")
     register_env("exported", lambda _: FloatImage(AtariGame("pong", config.env, 0)))
     options = ALGORITHMS[algorithm]().environment("exported").env_runners(num_env_runners=0)
+    if algorithm == "IMPALA":  # APPO's Learner stays where it is by default, in another process
+        options.learners(num_learners=0)
     built = options.rl_module(model_config=description["model_config"]).build_algo()
     report = load_encoder(built, export)
     assert report.unexpected == ()
@@ -408,15 +416,27 @@ def test_an_algorithm_of_rllib_loads_an_export_and_computes_our_features(algorit
     frames = real_frames(config)
     expected = our_features(read_encoder(load_file(export.parent / "run" / "initialization.safetensors"), ""), frames)
     images = frames.permute(0, 2, 3, 1).float() / 128 - 1
-    (module,) = built.learner_group._learner.module.values()
-    for each in (module.unwrapped(), built.env_runner.module):
-        head = each.pi if algorithm == "PPO" else each.af
-        encoded = each.encoder({Columns.OBS: images})["encoder_out"]
-        features = head.net.mlp[:2](encoded["actor"] if algorithm == "PPO" else encoded)
-        assert float((features.detach() - expected).abs().max()) <= 1e-5
-    if algorithm == "DQN":
-        for network, target in module.unwrapped().get_target_network_pairs():
-            assert all(torch.equal(a, b) for a, b in zip(network.parameters(), target.parameters(), strict=True))
+
+    def features(module: Any) -> torch.Tensor:
+        encoded = module.encoder({Columns.OBS: images})["encoder_out"]
+        if algorithm == "DQN":
+            return module.af.net.mlp[:2](encoded).detach()
+        return module.pi.net.mlp[:2](encoded["actor"]).detach()
+
+    def in_learner(learner: Any) -> tuple[torch.Tensor, list[bool]]:
+        """Its features, and for each parameter of a target network whether it is equal."""
+        (module,) = learner.module.values()
+        pairs = module.unwrapped().get_target_network_pairs() if algorithm in ("DQN", "APPO") else []
+        equal = [torch.equal(a, b) for pair in pairs for a, b in zip(*(net.parameters() for net in pair), strict=True)]
+        return features(module.unwrapped()), equal
+
+    ((found, equal),) = on_learners(built, in_learner)
+    assert bool(equal) == (algorithm in ("DQN", "APPO"))
+    assert all(equal)
+    for each in (found, features(built.env_runner.module)):
+        assert float((each - expected).abs().max()) <= 1e-5
+    with pytest.raises(BadInputError, match=r"^\w+Learner: records no path"):
+        take_increment(built)
     built.stop()
 
 

@@ -10,16 +10,18 @@ last one ends where the path is finished.
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 
 from leap_rl.leap import PathAccumulator
 from leap_rl.types import BadInputError
 
+T = TypeVar("T")
 Chosen = Callable[[nn.Module], Mapping[str, nn.Parameter]]
 
 
@@ -48,22 +50,24 @@ def leap_learner(
     """A subclass of ``base`` that feeds every gradient step to the path that ``make_path`` makes.
 
     ``chosen`` picks what is meta-learned of the RLModule: a mapping that gives the same names at every call. Use it
-    with ``AlgorithmConfig.learners(learner_class=...)`` and one Learner (``num_learners`` 0 or 1): a Learner with
-    more, or with several modules, raises BadInputError when it is built.
+    with ``AlgorithmConfig.learners(learner_class=...)`` and one Learner (``num_learners`` 0 or 1): one of several, or
+    with several modules, raises BadInputError when the algorithm is built.
     """
 
     class LeapLearner(base):  # type: ignore[misc]
         """Has ``path``, and ``num_steps``, ``loss_sum`` and ``gradient_norm_sum`` since the last cut."""
+
+        def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+            # Not in build: a LearnerGroup whose actors fail after they have started hangs where Python ends.
+            if config.num_learners > 1:
+                raise BadInputError(f"num_learners = {config.num_learners}: Leap follows one path; it must be 0 or 1")
+            super().__init__(config=config, **kwargs)
 
         def build(self) -> None:
             # Before RLlib's own: a Learner of IMPALA starts the thread that takes steps there.
             self.path = make_path()
             self.path_lock = threading.Lock()
             self.clear_sums()
-            if self.config.num_learners > 1:
-                raise BadInputError(
-                    f"num_learners = {self.config.num_learners}: Leap follows one path; it must be 0 or 1"
-                )
             super().build()
             if len(self.module) != 1:
                 raise BadInputError(f"{len(self.module)} modules: Leap follows the path of one, not of several agents")
@@ -115,5 +119,20 @@ def take_increment(algorithm: Algorithm, finish: bool = False) -> dict[str, Tens
             learner.clear_sums()
             return learner.path.cut()  # type: ignore[no-any-return]
 
-    (result,) = algorithm.learner_group.foreach_learner(cut)
-    return result.get()  # type: ignore[no-any-return]
+    (increment,) = on_learners(algorithm, cut)
+    return increment
+
+
+def on_learners(algorithm: Algorithm, function: Callable[[Any], T]) -> list[T]:
+    """What ``function`` returns for each of an algorithm's Learners. Raises what it raises there: RLlib returns what
+    was raised in another process. Raises BadInputError where there are no Learners."""
+    if algorithm.learner_group is None:
+        raise BadInputError(
+            f"{type(algorithm).__name__}: is on RLlib's old API stack, which has no Learner: leave "
+            "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 on"
+        )
+    results = [result.get() for result in algorithm.learner_group.foreach_learner(function)]
+    for result in results:
+        if isinstance(result, Exception):
+            raise getattr(result, "cause", result)  # Ray wraps it in a traceback of the other process
+    return results

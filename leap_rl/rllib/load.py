@@ -19,6 +19,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from torch import Tensor
 
 from leap_rl.export import ENCODER, RLLIB_MODEL_CONFIG
+from leap_rl.rllib.learner import on_learners
 from leap_rl.rllib.quiet import quiet
 from leap_rl.tensor_files import load_tensors
 from leap_rl.types import BadInputError, Tensors
@@ -46,7 +47,7 @@ def read_export(folder: str | Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def load_encoder(target: Algorithm | RLModule, folder: str | Path) -> LoadReport:
-    """Loads an export into an RLModule, or into an algorithm's Learner and from there into its EnvRunners.
+    """Loads an export into an RLModule, or into an algorithm's Learners and from there into its EnvRunners.
 
     The module must be one of RLlib's default ones, built with the export's ``model_config``. Raises BadInputError,
     and loads nothing, where a key of the export has no place of its shape, or one of the encoder's gets no value.
@@ -54,11 +55,12 @@ def load_encoder(target: Algorithm | RLModule, folder: str | Path) -> LoadReport
     tensors, _ = read_export(folder)
     if isinstance(target, RLModule):
         return load_into_module(target, tensors)
-    learner = target.learner_group._learner
-    if learner is None:
-        raise BadInputError("num_learners: must be 0 to load an encoder: the Learner is in another process")
-    (module,) = learner.module.values()
-    report = load_into_module(module.unwrapped(), tensors)
+
+    def load(learner: Any) -> LoadReport:
+        (module,) = learner.module.values()
+        return load_into_module(module.unwrapped(), tensors)
+
+    report, *_ = on_learners(target, load)  # APPO's and IMPALA's is in another process, unless num_learners is 0
     spread(target)
     return report
 
@@ -92,11 +94,15 @@ def load_into_module(module: RLModule, tensors: Tensors) -> LoadReport:
 
 
 def spread(algorithm: Algorithm) -> None:
-    """From an algorithm's own Learner into its target networks and its EnvRunners."""
-    (module,) = algorithm.learner_group._learner.module.values()
-    if hasattr(module.unwrapped(), "get_target_network_pairs"):
-        for network, target in module.unwrapped().get_target_network_pairs():
-            target.load_state_dict(network.state_dict())
+    """From an algorithm's Learners into their target networks, and into the EnvRunners."""
+
+    def into_targets(learner: Any) -> None:
+        (module,) = learner.module.values()
+        if hasattr(module.unwrapped(), "get_target_network_pairs"):
+            for network, target in module.unwrapped().get_target_network_pairs():
+                target.load_state_dict(network.state_dict())
+
+    on_learners(algorithm, into_targets)
     algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
 
 
