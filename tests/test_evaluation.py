@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from leap_rl.cli import main
-from leap_rl.evaluation.analysis import analyse, steps_to_reach
+from leap_rl.evaluation.analysis import analyse, mean_curve, steps_to_reach
 from leap_rl.evaluation.plan import make_plan
 from leap_rl.evaluation.results import Curve, columns_of
 from leap_rl.learner import Checkpoint
@@ -266,6 +266,16 @@ def test_a_smoothed_curve_has_no_value_before_the_first_episode():
     smoothed = curve([NAN, 4, NAN, NAN, 8, *[8] * 15]).smoothed()  # windows of two segments
     assert math.isnan(smoothed[0])
     assert smoothed[1:6].tolist() == [4, 4, 4, 8, 8]
+
+
+def test_curves_with_rows_at_steps_of_their_own_are_read_at_those_of_the_shortest():
+    """RLlib's: none of a curve's later rows is seen earlier."""
+    first, second = curve([1, 2, 3], steps=[95, 190, 290]), curve([10, 20, 30, 40], steps=[100, 190, 280, 300])
+    steps, returns = mean_curve([second, first])
+    assert steps.tolist() == [95, 190, 290]
+    assert np.array_equal(returns, [[NAN, 20, 30], [1, 2, 3]], equal_nan=True)
+    _, energy = mean_curve([first, second], lambda curve: curve.energy)
+    assert np.array_equal(energy, [first.energy, [NAN, *second.energy[1:3]]], equal_nan=True)
 
 
 def test_steps_to_a_score_are_those_of_the_first_time():

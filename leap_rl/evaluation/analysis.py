@@ -5,7 +5,7 @@ seeds that every arm has finished; games over which all arms have the same numbe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,9 +133,20 @@ def measures_of(description: dict[str, Any]) -> Measures:
     return MEASURES[description.get("process", "a2c")]
 
 
-def mean_curve(curves: Sequence[Curve]) -> tuple[Numbers, Numbers]:
-    """Agent steps [S], and the smoothed returns [seeds, S]."""
-    return curves[0].agent_steps, np.stack([curve.smoothed() for curve in curves])
+def mean_curve(
+    curves: Sequence[Curve], measure: Callable[[Curve], Numbers] = Curve.smoothed
+) -> tuple[Numbers, Numbers]:
+    """Agent steps [S] of the curve with the fewest rows, and the smoothed returns, or another measure, [seeds, S].
+
+    RLlib's segments end at steps of their own: of each curve it is the last row that is not beyond the step, NaN where
+    there is none yet.
+    """
+    steps = min((curve.agent_steps for curve in curves), key=len)
+    rows = []
+    for curve in curves:
+        row = np.searchsorted(curve.agent_steps, steps, side="right") - 1
+        rows.append(np.where(row < 0, np.nan, measure(curve)[row]))
+    return steps, np.stack(rows)
 
 
 def steps_to_reach(agent_steps: Numbers, returns: Numbers, target: float) -> float | None:

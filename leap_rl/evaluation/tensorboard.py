@@ -1,13 +1,15 @@
 """The curves of an evaluation as TensorBoard runs: one for each arm and game, a chart a game with all arms in it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from leap_rl.evaluation.analysis import Analysis
+from leap_rl.evaluation.analysis import Analysis, mean_curve
 from leap_rl.evaluation.figures import heat_maps
+from leap_rl.evaluation.results import Curve, Numbers
 
 FOLDER = "tensorboard"
 
@@ -18,14 +20,16 @@ def write_tensorboard(analysis: Analysis, probes: dict[str, object], directory: 
     shutil.rmtree(folder, ignore_errors=True)
     for (arm, game), curves in analysis.curves.items():
         with SummaryWriter(str(folder / arm / game.replace(":", "_"))) as writer:
-            returns = np.mean([curve.smoothed() for curve in curves], axis=0)
-            path_length = np.mean([curve.path_length for curve in curves], axis=0)
-            energy = np.mean([curve.energy for curve in curves], axis=0)
-            for index, step in enumerate(curves[0].agent_steps):
-                if not np.isnan(returns[index]):
-                    writer.add_scalar(f"{analysis.measures.score_text}/{game}", returns[index], int(step))
-                writer.add_scalar(f"path_length/{game}", path_length[index], int(step))
-                writer.add_scalar(f"energy/{game}", energy[index], int(step))
+            measures: dict[str, Callable[[Curve], Numbers]] = {
+                analysis.measures.score_text: Curve.smoothed,
+                "path_length": lambda curve: curve.path_length,
+                "energy": lambda curve: curve.energy,
+            }
+            for name, measure in measures.items():
+                steps, values = mean_curve(curves, measure)
+                for step, value in zip(steps, values.mean(axis=0), strict=True):
+                    if not np.isnan(value):
+                        writer.add_scalar(f"{name}/{game}", value, int(step))
     matrices = probes.get("cosines")
     if isinstance(matrices, dict):
         with SummaryWriter(str(folder / "probes")) as writer:
