@@ -9,6 +9,9 @@
 
 Processes find a ``sitecustomize`` in the folder, which wraps ``A2CProcess.update``: it waits while it is held up, then
 appends a line (meta-step, slot, gradient step) to a file. The folder must be seen by all of them under the same name.
+
+RLlib takes gradient steps where they cannot be held up: of ``RLlibProcess`` it is the end of each training iteration,
+and its number is that of the segment, so that there may be several of one.
 """
 
 import importlib.abc
@@ -20,7 +23,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MODULE = "leap_rl.processes.a2c.process"
+WRAPPED = {  # module → class, method, and what counts it
+    "leap_rl.processes.a2c.process": ("A2CProcess", "update", "num_updates"),
+    "leap_rl.rllib.process": ("RLlibProcess", "_keep", "num_segments"),
+}
 VARIABLE = "LEAP_RL_GRADIENT_STEPS"
 LOOK_SECONDS = 0.02  # at whether it is still held up
 
@@ -53,38 +59,43 @@ class GradientSteps:
 
 
 def install() -> None:
-    """Called as Python starts: the module is wrapped once it is imported, and costs nothing where it is not."""
+    """Called as Python starts: a module is wrapped once it is imported, and costs nothing where it is not."""
     if VARIABLE in os.environ:
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self) -> None:
+        self._seen: set[str] = set()  # where it must not find itself
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != MODULE:
+        if name not in WRAPPED or name in self._seen:
             return None
-        sys.meta_path.remove(self)
+        self._seen.add(name)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
         def execute_and_wrap(module: Any) -> None:
             execute(module)
-            _wrap(module.A2CProcess, Path(os.environ[VARIABLE]))
+            owner, method, count = WRAPPED[name]
+            _wrap(getattr(module, owner), method, count, Path(os.environ[VARIABLE]))
 
         spec.loader.exec_module = execute_and_wrap
         return spec
 
 
-def _wrap(process_class: Any, folder: Path) -> None:
-    update = process_class.update
+def _wrap(process_class: Any, name: str, count: str, folder: Path) -> None:
+    method = getattr(process_class, name)
     file = os.open(folder / "begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # whole lines, whoever writes
 
-    def update_when_it_may(self: Any) -> Any:
-        while _is_held(folder, (self.task.meta_step, self.num_updates)):
+    def when_it_may(self: Any, *arguments: Any) -> Any:
+        number = getattr(self, count)
+        while _is_held(folder, (self.task.meta_step, number)):
             time.sleep(LOOK_SECONDS)
-        os.write(file, f"{self.task.meta_step} {self.task.slot} {self.num_updates}\n".encode())
-        return update(self)
+        os.write(file, f"{self.task.meta_step} {self.task.slot} {number}\n".encode())
+        return method(self, *arguments)
 
-    process_class.update = update_when_it_may
+    setattr(process_class, name, when_it_may)
 
 
 def _is_held(folder: Path, step: tuple[int, int]) -> bool:

@@ -1,8 +1,10 @@
 """Leap over RLlib's algorithms: its increments against slow ones from saved steps, whole tasks, and bad input."""
 
 import copy
+import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,11 +22,12 @@ from leap_rl.cli import main
 from leap_rl.config import Config, load_config
 from leap_rl.export import export_run, our_features, read_encoder, real_frames
 from leap_rl.leap import PathAccumulator
+from leap_rl.run import read_metrics
 from leap_rl.storage import open_storage
 from leap_rl.streaming import TaskStream
 from leap_rl.task_store import TaskStore
 from leap_rl.types import BadInputError, Increment, Task, TaskError
-from tests.cli_helpers import write_config
+from tests.cli_helpers import held, session, wait_for, write_config
 from tests.helpers import tiny_config
 from tests.test_export import make_run
 
@@ -495,16 +498,19 @@ def test_example_from_meta_training_to_fine_tuning_with_rllib(tmp_path: Path) ->
 # ------------------------------------------------------------------------------- runs
 
 
-def fingerprint_of(folder: Path, *overrides: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Of a whole run, in a process of its own."""
-    folder.mkdir()
-    changes = {
+def write_tiny(folder: Path) -> Path:
+    """The configuration of a run of two tasks, each of two iterations or a little more, each a segment."""
+    folder.mkdir(exist_ok=True)
+    return write_config(folder, {
         "process": "rllib", "rllib.options": OPTIONS["PPO"], "meta.steps": 1, "meta.batch_size": 2,
         "tasks.games": ["pong", "asterix"], "task.agent_steps": 120, "stream.segment_updates": 2,
-    }  # fmt: skip
-    config = write_config(folder, changes)
+    })  # fmt: skip
+
+
+def fingerprint_of(folder: Path, *overrides: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Of a whole run, in a process of its own."""
     result = subprocess.run(
-        [sys.executable, "-m", "leap_rl.cli", "train", str(config), *overrides, "--json"],
+        [sys.executable, "-m", "leap_rl.cli", "train", str(write_tiny(folder)), *overrides, "--json"],
         env=run_environment() | (environment or {}), capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
@@ -512,17 +518,60 @@ def fingerprint_of(folder: Path, *overrides: str, environment: dict[str, str] | 
     return shown
 
 
-def test_ray_ends_in_the_fingerprint_of_serial_and_logs_what_rllib_measures(tmp_path: Path) -> None:
-    serial = fingerprint_of(tmp_path / "serial", "backend=serial")
-    spread_out = fingerprint_of(tmp_path / "ray", "backend=ray", "workers.count=2")
-    assert serial["finished"]
-    assert serial["fingerprint"] == spread_out["fingerprint"]
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run that others must equal, and its fingerprint."""
+    folder = tmp_path_factory.mktemp("serial")
+    shown = fingerprint_of(folder, "backend=serial")
+    assert shown["finished"]
+    return folder / "run", shown["fingerprint"]
+
+
+def test_ray_ends_in_the_fingerprint_of_serial_and_logs_what_rllib_measures(
+    tmp_path: Path, serial: tuple[Path, str]
+) -> None:
+    run, fingerprint = serial
+    assert fingerprint_of(tmp_path, "backend=ray", "workers.count=2")["fingerprint"] == fingerprint
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "serial" / "run" / "tensorboard" / "pong"))
+    events = EventAccumulator(str(run / "tensorboard" / "pong"))
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {"rllib/mean_kl_loss", "rllib/vf_explained_var", "game/loss", "game/gradient_norm"} <= set(tags)
+
+
+def test_killed_workers_train_again_from_the_beginning_to_the_same_fingerprint(
+    tmp_path: Path, serial: tuple[Path, str]
+) -> None:
+    """Both tasks have handed in their first segment and have not ended."""
+    command = ["train", write_tiny(tmp_path), "backend=ray", "workers.count=2", "--json"]
+    with held(tmp_path, *command, meta_step=0, step=1) as (driver, steps):
+        wait_for(lambda: sum(row["kind"] == "segment" for row in read_metrics(tmp_path / "run")) == 2, driver)
+        workers = [pid for pid, title in session(driver.pid).items() if title.startswith("ray::Worker.run_task")]
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        steps.let_go()
+        assert driver.wait(timeout=300) == 0, (tmp_path / "stderr").read_text()
+    assert json.loads((tmp_path / "stdout").read_text())["fingerprint"] == serial[1]
+    assert [steps.begun()[0, slot, 0] for slot in (0, 1)] == [2, 2], "the first segment was trained again"
+
+
+def test_a_run_is_evaluated_reported_and_exported(tmp_path: Path, serial: tuple[Path, str]) -> None:
+    """Two seeds, whose segments need not end at the same steps."""
+    run, out = str(serial[0]), tmp_path / "evaluation"
+    what = ["--games", "breakout", "--seeds", "2", "--agent-steps", "240", "--out", str(out)]
+    assert main(["evaluate", run, *what]) == 0
+    rows = list(csv.DictReader((out / "curves.csv").open()))
+    assert {(row["arm"], row["seed"]) for row in rows if row["episodic_return"]} == {
+        (arm, seed) for arm in ("random", "run") for seed in "01"
+    }
+    written = (out / "report.md").read_bytes()
+    (out / "report.md").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.md").read_bytes() == written
+    assert main(["export", run, "--to", "rllib", "--out", str(tmp_path / "encoder")]) == 0
+    assert (tmp_path / "encoder" / "encoder.safetensors").exists()
 
 
 def test_another_suite_of_images(tmp_path: Path) -> None:
