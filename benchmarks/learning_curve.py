@@ -2,6 +2,7 @@
 
     python -m benchmarks.learning_curve run pong breakout            # ours, one CSV a game
     python -m benchmarks.learning_curve run pong breakout --sb3      # Stable-Baselines3's A2C, same settings
+    python -m benchmarks.learning_curve run breakout --rllib         # process: rllib, its A2C, same settings
     python -m benchmarks.learning_curve plot                         # the figure of all CSVs
 
 Stable-Baselines3 runs in an environment of its own (.venv-peers, made on first use). Both sides get the
@@ -32,13 +33,15 @@ LABELS = {
     "sb3": "Stable-Baselines3 A2C",
     "bf16": "leap_rl A2C, bf16",
     "uncentered": "leap_rl A2C, bf16, env.center: none",
+    "rllib": "process: rllib, A2C",
 }  # of a file, game_system_seedN.csv
 RANDOM_SCORE = {"pong": -20.7, "breakout": 1.7}  # Mnih et al. 2015, extended data table 2
 SB3_SCRIPT = Path(__file__).parent / "peers" / "sb3_a2c.py"
+RLLIB = ("process=rllib", "rllib.algorithm=A2C", "env.center=none")  # it centres nothing
 
 
 def ours(config: Config, game: str) -> Iterator[dict[str, float]]:
-    """Rows of our A2C on ``game``."""
+    """Rows of the configured process on ``game``: our A2C, or RLlib's."""
     task = Task(0, 0, game, derive_seed(config.run.seed, Purpose.TASK, 0, 0))
     initialization = initial_parameters(config, derive_seed(config.run.seed, Purpose.INITIALIZATION))
     started, steps = time.perf_counter(), 0.0
@@ -73,12 +76,17 @@ def sb3(config: Config, game: str) -> Iterator[dict[str, float]]:
 
 
 def run(options: argparse.Namespace) -> None:
-    update = "stream.segment_updates={}"
     config = load_config(options.config, options.overrides)
     row_updates = ROW_STEPS // (config.agent.num_envs * config.agent.unroll)
-    config = resolve(load_config(options.config, [*options.overrides, update.format(row_updates)]))
-    options.out.mkdir(parents=True, exist_ok=True)
+    overrides = [*options.overrides, f"stream.segment_updates={row_updates}"]
     name, rows = ("sb3", sb3) if options.sb3 else ("leap_rl", ours)
+    if options.rllib:
+        for game in options.games:  # else it would not be the same images
+            if any(background(game, config.env)):
+                raise SystemExit(f"{game}: process: rllib has no env.center, and the background of {game} is not 0")
+        name, overrides = "rllib", [*overrides, *RLLIB]
+    config = resolve(load_config(options.config, overrides))
+    options.out.mkdir(parents=True, exist_ok=True)
     for game in options.games:
         path = options.out / f"{game}_{name}_seed{config.run.seed}.csv"
         with path.open("w", newline="") as file:
@@ -140,7 +148,9 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     train = commands.add_parser("run")
     train.add_argument("games", nargs="+")
-    train.add_argument("--sb3", action="store_true")
+    peer = train.add_mutually_exclusive_group()
+    peer.add_argument("--sb3", action="store_true")
+    peer.add_argument("--rllib", action="store_true")
     train.add_argument("--config", default="configs/atari.yaml")
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
     train.set_defaults(command=run)
