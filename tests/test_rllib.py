@@ -438,8 +438,9 @@ def test_an_algorithm_of_rllib_loads_an_export_and_computes_our_features(algorit
     assert all(equal)
     for each in (found, features(built.env_runner.module)):
         assert float((each - expected).abs().max()) <= 1e-5
-    with pytest.raises(BadInputError, match=r"^\w+Learner: records no path"):
+    with pytest.raises(BadInputError, match=rf"^{algorithm}TorchLearner: records no path"):
         take_increment(built)
+    assert on_learners(built, lambda _: "in service") == ["in service"]
     built.stop()
 
 

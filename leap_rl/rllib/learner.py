@@ -105,17 +105,16 @@ def take_increment(algorithm: Algorithm, finish: bool = False) -> dict[str, Tens
     ``finish`` closes the path where the parameters are now: nothing can be recorded after it. Raises RuntimeError
     where the path is not finite, BadInputError where the algorithm has no Learner of :func:`leap_learner`.
     """
+    name = algorithm.config.learner_class.__name__  # Ray wraps the class in another process
 
     def cut(learner: Any) -> dict[str, Tensor]:
         if not hasattr(learner, "path"):
-            raise BadInputError(
-                f"{type(learner).__name__}: records no path; use config.learners(learner_class=leap_learner(...))"
-            )
+            raise BadInputError(f"{name}: records no path; use config.learners(learner_class=leap_learner(...))")
         with learner.path_lock:
             if finish:
                 learner.path.finish(learner.meta_learned())
             if learner.path.failed:
-                raise RuntimeError(f"the path of {type(learner).__name__}: {learner.path.failed}")
+                raise RuntimeError(f"the path of {name}: {learner.path.failed}")
             learner.clear_sums()
             return learner.path.cut()  # type: ignore[no-any-return]
 
@@ -125,14 +124,21 @@ def take_increment(algorithm: Algorithm, finish: bool = False) -> dict[str, Tens
 
 def on_learners(algorithm: Algorithm, function: Callable[[Any], T]) -> list[T]:
     """What ``function`` returns for each of an algorithm's Learners. Raises what it raises there: RLlib returns what
-    was raised in another process. Raises BadInputError where there are no Learners."""
+    was raised in another process, and gives up the Learner. Raises BadInputError where there are no Learners."""
     if algorithm.learner_group is None:
         raise BadInputError(
             f"{type(algorithm).__name__}: is on RLlib's old API stack, which has no Learner: leave "
             "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 on"
         )
-    results = [result.get() for result in algorithm.learner_group.foreach_learner(function)]
+
+    def guarded(learner: Any) -> T | Exception:
+        try:
+            return function(learner)
+        except Exception as error:  # else RLlib would take the Learner out of service
+            return error
+
+    results = [result.get() for result in algorithm.learner_group.foreach_learner(guarded)]
     for result in results:
         if isinstance(result, Exception):
-            raise getattr(result, "cause", result)  # Ray wraps it in a traceback of the other process
+            raise result
     return results
