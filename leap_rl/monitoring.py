@@ -173,8 +173,8 @@ class Monitor:
         self._faults = 0
         cosine = mean_cosine(outcome.cosines)
         row = {"kind": "meta_step", "meta_step": outcome.meta_step, **scalars, "increment_cosine": cosine}
-        row |= {"increment_cosines": outcome.cosines, "layer_drift": dict(layers), "task_norms": outcome.task_norms}
-        self._run.append_metrics([row])
+        more = {"increment_cosines": outcome.cosines, "layer_drift": dict(layers), "task_norms": outcome.task_norms}
+        self._run.append_metrics([row | more])
         writer = self._writer("meta", purge_step=self._first_meta_step)
         for name, value in scalars.items():
             writer.add_scalar(f"meta/{name}", value, outcome.meta_step)
