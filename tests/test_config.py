@@ -193,6 +193,7 @@ REFUSED = [
     ("agent.reward_clip=0", "agent.reward_clip = 0", "greater than 0"),
     ("meta.momentum=1", "meta.momentum = 1", "less than 1"),
     ("meta.lr=0", "meta.lr = 0", "greater than 0"),
+    ("meta.max_task_norm=0", "meta.max_task_norm = 0", "greater than 0"),
     ("agent.lr=-1e-4", "agent.lr = -0.0001", "greater than 0"),
     # not a number, without an end
     ("meta.lr=.nan", "meta.lr = NaN", "finite number"),
@@ -322,6 +323,7 @@ OTHER = {
     "run.dir": "elsewhere", "run.seed": 1, "run.keep_checkpoints": 5, "backend": "serial", "ray.address": "auto",
     "workers.count": 7, "workers.cpus": 2, "workers.gpus": 0.5, "device": "cuda", "precision": "bf16",
     "meta.steps": 3, "meta.batch_size": 1, "meta.lr": 0.2, "meta.lr_decay": "linear", "meta.optimizer": "adam",
+    "meta.max_task_norm": 1.0,
     "meta.rule": "fomaml", "meta.loss_difference": "paired",
     "meta.momentum": 0.5, "meta.metric": "length", "meta.use_loss": False, "meta.stabilizer": False,
     "meta.parameters": "all", "tasks.games": ["pong", "asterix", "qbert"], "tasks.held_out": [],
