@@ -7,7 +7,7 @@
 
 Agent steps, with the configuration as it is: 6 games × 30,000 × 6 meta-steps = 1.1 million for each of the five rules,
 and 3 held-out games × 3 seeds × 50,000 = 0.45 million for each of six arms, the random one among them; the sweep 0.24
-million for each of its nine runs. It ends with a table: choose from it, and write the choice into RULES.
+million for each of its nine runs. Choose from its sweep.csv, and write the choice into RULES.
 """
 
 import argparse
