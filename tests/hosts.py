@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
-TOOLS = ("unshare", "nsenter", "setpriv", "ip", "iptables", "ss", "tc", "mount")
+TOOLS = ("unshare", "nsenter", "setpriv", "ip", "iptables", "ss", "mount")
 
 # A host, from its first process on: "$1" is its name, "$2" a folder for what is its own, then what is shared.
 # The first process stays and collects orphans, as init does.
@@ -49,6 +49,32 @@ exec >/dev/null 2>&1
 while :; do sleep 1 & wait; done
 """
 
+# A long cable between two devices of its own, given with the delay in seconds and the share of frames that are lost on
+# their way to the second: what comes out of one goes into the other. In user space, since not every kernel has netem.
+LONG_CABLE = r"""
+import collections, fcntl, os, random, select, struct, sys, time
+
+TUNSETIFF, TAP_WITHOUT_HEADER = 0x400454CA, 0x1002
+delay, loss = map(float, sys.argv[1:3])
+ends = [os.open("/dev/net/tun", os.O_RDWR) for _ in range(2)]
+for end, name in zip(ends, sys.argv[3:]):
+    fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH", name.encode(), TAP_WITHOUT_HEADER))
+print("open", flush=True)
+under_way = collections.deque()  # when it arrives, where, the frame
+while True:
+    wait = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
+    for end in select.select(ends, [], [], wait)[0]:
+        frame, other = os.read(end, 65536), ends[end == ends[0]]
+        if other == ends[0] or random.random() >= loss:
+            under_way.append((time.monotonic() + delay, other, frame))
+    while under_way and under_way[0][0] <= time.monotonic():
+        _, end, frame = under_way.popleft()
+        try:
+            os.write(end, frame)
+        except OSError:
+            pass  # a device that is down
+"""
+
 
 class HostsUnavailableError(Exception):
     """This machine does not let us make namespaces; the text says what is missing."""
@@ -68,14 +94,14 @@ def why_unavailable() -> str | None:
             'mount -t overlay -o "lowerdir=$HOME,upperdir=/dev/shm/a,workdir=/dev/shm/b" overlay "$HOME"',
             "ip link add switch type bridge",
             "ip link add veth0 type veth peer name veth1",
-            "tc qdisc add dev veth0 root tbf rate 8mbit burst 64kb latency 50ms",
-            "iptables -A INPUT -m statistic --mode random --probability 0.02 -j DROP",
+            "ip tuntap add tap0 mode tap",
+            "iptables -A INPUT -s 10.77.0.1 -p tcp --dport 9 -j DROP",
         ]
     )
     command = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", trial]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return f"namespaces, bridges, veth, tbf or iptables are not permitted here: {' '.join(done.stderr.split())}"
+        return f"namespaces, bridges, veth, tap or iptables are not permitted here: {' '.join(done.stderr.split())}"
     return None
 
 
@@ -86,6 +112,7 @@ class Host:
         self.name, self.address = f"host{number}", f"10.77.0.{number}"
         self._port = f"port{number}"
         self._own, self._shared, self._switch = own, shared, switch
+        self._cable: subprocess.Popen | None = None  # where it is a long one
         self.power_on()
 
     def power_on(self) -> None:
@@ -110,6 +137,12 @@ class Host:
         self._unshare.wait()
         with suppress(subprocess.CalledProcessError):  # the kernel may have removed it with the host's end
             _in_network(self._switch, "ip", "link", "delete", self._port)
+        if self._cable is not None:
+            self._cable.kill()
+            self._cable.wait()
+            self._cable.stdout.close()
+            self._cable = None
+            _in_network(self._switch, "ip", "link", "delete", f"{self._port}hub")
 
     def cut(self) -> None:
         """Cuts the cable to the switch; the host itself runs on."""
@@ -118,12 +151,25 @@ class Host:
     def heal(self) -> None:
         _in_network(self._switch, "ip", "link", "set", self._port, "up")
 
-    def degrade(self, loss: float, rate: str) -> None:
-        """Loses this share of the packets that arrive, and lets go out only ``rate`` (as tc says it: 8mbit), so
-        that what waits for its turn is delayed. Until the next :meth:`power_on`."""
-        drop = ["-m", "statistic", "--mode", "random", "--probability", str(loss), "-j", "DROP"]
-        self.run("iptables", "-A", "INPUT", "-i", "eth0", *drop)
-        self.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+    def lengthen_cable(self, delay: float, loss: float) -> None:
+        """From now on what goes to the switch or comes from there takes this long (seconds), and this share of what
+        comes is lost. Until the next :meth:`power_on`."""
+        ends = [f"{self._port}{end}" for end in ("far", "near")]
+        script = [sys.executable, "-c", LONG_CABLE, str(delay), str(loss), *ends]
+        command = ["setpriv", "--pdeathsig", "KILL", "nsenter", "-t", str(self._switch), "-n", *script]
+        self._cable = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        assert self._cable.stdout.readline() == b"open\n"
+        hub = f"{self._port}hub"  # of the host's own cable and the long one's near end
+        for line in (
+            f"link add {hub} type bridge",
+            f"link set {hub} up",
+            f"link set {self._port} master {hub}",
+            f"link set {ends[1]} master {hub}",
+            f"link set {ends[0]} master switch",
+            f"link set {ends[0]} up",
+            f"link set {ends[1]} up",
+        ):
+            _in_network(self._switch, "ip", *line.split())
 
     def shut_out(self, other: "Host", port: int) -> None:
         """Whatever the other host sends to this port is lost, of open connections too. Until the next

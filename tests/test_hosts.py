@@ -36,6 +36,7 @@ CHANGES = {
     "stream.segment_updates": 12,
     "workers.per_node": 1,
 }
+DELAY = 0.01  # seconds, of each cable: 40 ms between two hosts, there and back
 HELD = 30  # the gradient step at which tasks are held up, in their third segment, while a test prepares what comes next
 
 
@@ -82,6 +83,26 @@ def test_hosts_see_each_other_until_a_cable_is_cut_or_the_power_fails(machines, 
     assert not first.reaches(third)
     third.power_on()
     assert comes_to_reach(first, third)
+
+
+def test_a_long_cable_delays_and_loses_until_the_power_fails(machines):
+    first, second, _ = machines
+    assert comes_to_reach(first, second)
+    second.lengthen_cable(0.3, loss=0.0)
+    assert comes_to_reach(first, second)
+    started = time.monotonic()
+    assert first.reaches(second, seconds=10)
+    assert time.monotonic() - started >= 2 * 0.3  # there and back
+    second.cut()
+    assert not first.reaches(second)
+    for loss in (1.0, 0.0):
+        second.power_off()
+        second.power_on()
+        second.lengthen_cable(0.0, loss)
+        assert comes_to_reach(first, second) == (loss == 0)
+        assert comes_to_reach(second, first) == (loss == 0)  # nothing comes back
+    second.power_off()
+    second.power_on()
 
 
 def test_a_host_has_its_own_name_and_files_and_what_is_shared(machines, shared):
@@ -228,12 +249,12 @@ def test_a_run_directory_that_a_worker_does_not_see_is_one_line(cluster, shared)
 
 
 def test_hung_raylets_cut_cables_and_lost_power_change_nothing(cluster, undisturbed, shared, steps):
-    """In one run, one in each meta-step, over a network that is slow and loses 2 % of all packets."""
+    """In one run, one in each meta-step, over cables that delay what they carry and lose 2 % of it."""
     head, second, third = cluster
     folder = shared / "network"
     folder.mkdir()
     for host in cluster:
-        host.degrade(loss=0.02, rate="20mbit")
+        host.lengthen_cable(DELAY, loss=0.02)
     steps.hold(0, HELD)
     with training(head, folder) as driver:
         # The raylet of the second host hangs. Its node is declared dead, but its worker lives on.
