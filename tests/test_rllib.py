@@ -185,52 +185,82 @@ def test_the_old_api_stack_is_told_by_name() -> None:
 # ------------------------------------------------------------------------------- A2C
 
 
-def test_a2c_takes_our_loss_of_the_n_step_returns() -> None:
-    """One batch of RLlib's, recomputed with our network from what it holds: every fragment is five steps and one
-    more observation, since no game of Pong ends so early."""
+def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every update once more from what its batch holds: each row is a transition of the game, each fragment's targets
+    are its n-step returns, and the parameters move by our optimizer's step on our loss. Games end on the way."""
     from leap_rl.processes.a2c.loss import a2c_loss
-    from leap_rl.processes.a2c.network import ActorCritic
+    from leap_rl.processes.a2c.network import ActorCritic, flatten
+    from leap_rl.processes.a2c.process import _optimizer
+    from leap_rl.rllib.envs import TaskEnv
     from leap_rl.rllib.network import shared_encoder
     from leap_rl.rllib.process import RLlibProcess, initial_parameters
 
-    config = rllib_config("A2C", **{"agent.reward_clip": None})
-    process = RLlibProcess(config, TASK, initial_parameters(config, 3))
-    learner = process.learner
-    (module,) = learner.module.values()
-    network = ActorCritic(config, num_actions=6)
-    network.load_state_dict(
-        {name: value.detach().clone() for name, value in shared_encoder(module).items()}
-        | {f"policy.{end}": getattr(module.pi.net.mlp[0], end).detach().clone() for end in ("weight", "bias")}
-        | {f"value.{end}": getattr(module.vf.net.mlp[0], end).detach().clone() for end in ("weight", "bias")}
-    )
-    batches: list[Any] = []
-    original = learner.compute_losses
+    played: set[tuple[bytes, int, float, bool, bytes]] = set()
+    take = TaskEnv.step
+
+    def recorded(env: Any, action: Any) -> Any:
+        before = env.env._observation(env.env._vector.observations[0]).tobytes()
+        observation, reward, terminated, truncated, info = take(env, action)
+        played.add((before, int(action), reward, terminated, b"" if terminated else observation.tobytes()))
+        return observation, reward, terminated, truncated, info
+
+    monkeypatch.setattr(TaskEnv, "step", recorded)
+    config = rllib_config("A2C", **{"agent.unroll": 10, "agent.max_grad_norm": 0.1})
+    process = RLlibProcess(config, Task(0, 0, "breakout", seed=7), initial_parameters(config, 3))
+    (module,) = process.learner.module.values()
+
+    def parameters() -> dict[str, torch.Tensor]:
+        heads = {"policy": module.pi.net.mlp[0], "value": module.vf.net.mlp[0]}
+        named = {f"{head}.{end}": getattr(layer, end) for head, layer in heads.items() for end in ("weight", "bias")}
+        return {name: value.detach().clone() for name, value in (shared_encoder(module) | named).items()}
+
+    batches: list[dict[str, torch.Tensor]] = []
+    original = process.learner.compute_losses
 
     def compute_losses(*, fwd_out: Any, batch: Any) -> Any:
         batches.append(copy.deepcopy(dict(batch["default_policy"])))
-        losses = original(fwd_out=fwd_out, batch=batch)
-        batches.append({name: float(value) for name, value in losses.items()})
-        return losses
+        return original(fwd_out=fwd_out, batch=batch)
 
-    learner.compute_losses = compute_losses
-    process.algorithm.train()
+    process.learner.compute_losses = compute_losses
+    network = ActorCritic(config, num_actions=4)
+    flat = flatten(network)
+    optimizer = _optimizer(flat, config)
+    ends = clipped = 0
+    for _ in range(30):
+        network.load_state_dict(parameters())
+        before = flat.detach().clone()
+        process.algorithm.train()
+        (batch,) = batches
+        batches.clear()
+        taken, rewards, terminated = batch["loss_mask"], batch["rewards"], batch["terminateds"]
+        logits, values = network(batch["obs"].permute(0, 3, 1, 2))
+        returns, following = torch.empty(len(taken)), 0.0
+        for row in reversed(range(len(taken))):
+            if not taken[row]:  # the observation after a fragment: nothing was done there
+                following = float(values[row].detach())
+                continue
+            following = float(rewards[row]) + (0 if terminated[row] else config.agent.discount * following)
+            returns[row] = following
+            images = [batch["obs"][i].numpy().tobytes() for i in (row, row + 1)]
+            ended = bool(terminated[row])
+            ends += ended
+            key = images[0], int(batch["actions"][row]), float(rewards[row]), ended, b"" if ended else images[1]
+            assert key in played
+        torch.testing.assert_close(batch["value_targets"][taken], returns[taken], rtol=1e-5, atol=1e-6)
+        loss = a2c_loss(logits[taken], values[taken], batch["actions"][taken].long(), returns[taken], 0.5, 0.01)
+        gradients = torch.autograd.grad(loss.total, list(network.parameters()))
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad.copy_(gradient)
+        norm = float(flat.grad.norm())
+        clipped += norm > 0.1
+        flat.grad.mul_(min(1.0, 0.1 / norm))
+        optimizer.step()
+        theirs = torch.cat([parameters()[name].flatten() for name, _ in network.named_parameters()])
+        assert float((theirs - flat.detach()).norm()) < 1e-3 * float((theirs - before).norm())
     process.algorithm.stop()
-    batch, losses = batches[:2]
-
-    fragments = batch["obs"].view(4, 6, 84, 84, 4).permute(0, 1, 4, 2, 3)
-    assert batch["loss_mask"].view(4, 6).tolist() == [[True] * 5 + [False]] * 4
-    rewards, actions = batch["rewards"].view(4, 6)[:, :5], batch["actions"].view(4, 6)[:, :5]
-    logits, values = network(fragments.flatten(0, 1))
-    logits, values = logits.view(4, 6, -1), values.view(4, 6)
-    returns = torch.empty(4, 5)
-    following = values[:, 5].detach()
-    for t in reversed(range(5)):
-        following = rewards[:, t] + config.agent.discount * following
-        returns[:, t] = following
-    torch.testing.assert_close(batch["value_targets"].view(4, 6)[:, :5], returns, rtol=1e-5, atol=1e-6)
-    expected = a2c_loss(logits[:, :5], values[:, :5], actions.long(), returns, 0.5, 0.01).total
-    assert losses["default_policy"] == pytest.approx(float(expected), rel=1e-5, abs=1e-7)
-    assert process.learner.path.num_points == 1
+    assert ends
+    assert clipped
+    assert process.learner.path.num_points == 30
 
 
 # ------------------------------------------------------------------------------- whole tasks
