@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from leap_rl.config import Config
+from leap_rl.memory import keep_freed_memory
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned
 from leap_rl.processes.atari import AtariVector, Step, background
@@ -60,6 +61,7 @@ class A2CProcess:
     def __init__(self, config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> None:
         """Starts the task. Raises ValueError where the initialization does not fit what is meta-learned."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         head_seed, action_seed, env_seed = np.random.SeedSequence(task.seed).generate_state(3, np.uint64).tolist()
         self.config, self.task, self.attempt = config, task, attempt
         agent = config.agent

@@ -1,0 +1,43 @@
+"""What an update frees is there for the next one. In processes of their own: it cannot be undone."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+UPDATES = """
+import resource
+from leap_rl.processes import initial_parameters
+from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.types import Task
+from tests.helpers import tiny_config
+
+config = tiny_config(**{"agent.num_envs": 16})
+process = A2CProcess(config, Task(0, 0, "pong", seed=0), initial_parameters(config, 0))
+for _ in range(5):
+    process.update()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    process.update()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+WITHOUT_GLIBC = """
+import ctypes
+ctypes.CDLL = lambda name: object()
+from leap_rl.memory import keep_freed_memory
+keep_freed_memory()
+"""
+
+
+def run(script: str) -> str:
+    return subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
+def test_an_update_takes_no_fresh_pages_from_the_kernel() -> None:
+    assert float(run(UPDATES)) < 20, "hundreds to thousands where freed memory is given back"
+
+
+def test_without_glibc_nothing_happens() -> None:
+    run(WITHOUT_GLIBC)
