@@ -121,7 +121,7 @@ def plot(options: argparse.Namespace) -> None:
             mean = np.mean([scores[:length] for _, scores in seeds], axis=0)
             label = LABELS[system]
             axis.plot(seeds[0][0][:length], mean, color=color, linewidth=2, label=f"{label}, {len(seeds)} seed(s)")
-        axis.axhline(RANDOM_SCORE[game], color="grey", linestyle=":", label="random play")
+        axis.axhline(RANDOM_SCORE[game], color="grey", linestyle=":", label="random play (Mnih et al. 2015)")
         axis.set(title=game, xlabel="agent steps (4 frames each)", ylabel="mean return (raw score)")
         axis.legend(fontsize=8)
     figure.tight_layout()
