@@ -36,14 +36,15 @@ What the equation leaves open, and what is done here:
 """
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Metric = Literal["energy", "length"]
 LossDifference = Literal["successive", "paired"]
+HELD = 8  # gradients that are added together: the sum is read and written once for all of them
 
 
 class PathAccumulator:
@@ -54,8 +55,9 @@ class PathAccumulator:
     :meth:`cut` returns the increment so far and goes on from the same point, so that the pieces of a path
     sum to its increment.
 
-    Tensors are copied on entry: no reference to them and no autograd history is kept. Everything is
-    computed in the dtype and on the device that is given (float64 in, float64 out).
+    Tensors are copied on entry, but for gradients that are handed over (:meth:`record`): no other reference to them
+    and no autograd history is kept. Everything is computed in the dtype and on the device that is given (float64 in,
+    float64 out).
     """
 
     def __init__(
@@ -75,13 +77,15 @@ class PathAccumulator:
         self.finished = False
         self._point: dict[str, Tensor] = {}  # ψⁱ, the newest point
         self._gradient: dict[str, Tensor] = {}  # ∇fⁱ
+        self._handed_over = False  # ∇fⁱ is: one of a few that the caller has, which can wait to be added
         self._loss = math.nan  # f(ψⁱ)
-        self._move: dict[str, Tensor] = {}  # scratch for Δθⁱ
+        self._move: dict[Hashable, Tensor] = {}  # scratch for Δθⁱ, by name; where only its norm is asked for, by shape
         self._clear_sums()
 
     def _clear_sums(self) -> None:
         self._start: dict[str, Tensor] = {}  # ψ before the piece's first move, where −Δθ telescopes (energy)
-        self._sum: dict[str, Tensor] = {}  # everything of the piece's increment that does not telescope
+        self._sum: dict[str, Tensor] = {}  # everything of the piece's increment that does not telescope, …
+        self._held: list[tuple[Mapping[Any, Tensor], float]] = []  # … but for these, times their weights
         self.path_length = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖ since the start or the last cut
         self.energy = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖²
         self.num_points = 0
@@ -89,11 +93,20 @@ class PathAccumulator:
         self.num_rises = 0  # moves on which the loss rose: where the stabilizer acts
 
     @torch.no_grad()
-    def record(self, loss: float | Tensor, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    def record(
+        self,
+        loss: float | Tensor,
+        parameters: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        gradient_norm: float = math.nan,
+        hand_over: bool = False,
+    ) -> None:
         """Records the point (ψⁱ, f(ψⁱ)) and the gradient ∇fⁱ taken there.
 
         ``parameters`` and ``gradients`` map the same names to tensors of the same shapes at every call.
-        Raises ValueError where they do not, RuntimeError after :meth:`finish`.
+        ``gradient_norm`` may be the norm of a vector that holds them all: where it is finite so are they. With
+        ``hand_over`` the gradients are not copied: they must not change until ``HELD`` more points are recorded.
+        Raises ValueError where names or shapes differ, RuntimeError after :meth:`finish`.
         """
         if self.finished:
             raise RuntimeError("record() after finish(): the path is closed")
@@ -108,7 +121,7 @@ class PathAccumulator:
             self._point = {name: value.detach().clone() for name, value in sorted(parameters.items())}
         if not math.isfinite(loss):
             self._fail("non-finite loss")
-        elif not _all_finite(gradients):
+        elif not math.isfinite(gradient_norm) and not _all_finite(gradients):
             self._fail("non-finite gradient")
         elif not first and not self.paired:
             self._advance(parameters, loss)
@@ -119,11 +132,9 @@ class PathAccumulator:
         self._loss = loss
         self.num_points += 1
         if self.use_loss:
-            for name, value in gradients.items():
-                if name in self._gradient:
-                    self._gradient[name].copy_(value)
-                else:
-                    self._gradient[name] = value.detach().clone()
+            detached = {name: value.detach() for name, value in gradients.items()}
+            self._gradient = detached if hand_over else {name: value.clone() for name, value in detached.items()}
+            self._handed_over = hand_over
 
     @torch.no_grad()
     def land(self, parameters: Mapping[str, Tensor], loss: float | Tensor) -> None:
@@ -168,6 +179,7 @@ class PathAccumulator:
         """
         increment = {name: torch.zeros_like(value) for name, value in self._point.items()}
         if not self.failed:
+            self._add_held()
             for name, start in self._start.items():
                 torch.sub(start, self._point[name], out=increment[name])
             for name, value in self._sum.items():
@@ -186,9 +198,10 @@ class PathAccumulator:
             self._start = {name: value.clone() for name, value in self._point.items()}
         squared_norm = 0.0
         for name, point in self._point.items():  # all of one tensor before the next: it is in the cache
-            if name not in self._move:
-                self._move[name] = torch.empty_like(point)
-            squared_norm += _squared_norm(torch.sub(parameters[name], point, out=self._move[name]))
+            key = name if self.metric == "length" else (point.shape, point.dtype, point.device)
+            if key not in self._move:
+                self._move[key] = torch.empty_like(point)
+            squared_norm += _squared_norm(torch.sub(parameters[name], point, out=self._move[key]))
             point.copy_(parameters[name])
         loss_change = loss - self._loss if self.use_loss else 0.0
         squared_norm += loss_change * loss_change
@@ -207,16 +220,22 @@ class PathAccumulator:
         if self.stabilizer and loss_change > 0:
             loss_change = -loss_change
         if self.metric == "energy":
-            self._add(self._gradient, -loss_change)
+            self._held.append((self._gradient, -loss_change))
         elif norm > 0:
-            self._add(self._move, -1 / norm)
-            self._add(self._gradient, -loss_change / norm)
+            self._held += [(self._move, -1 / norm), (self._gradient, -loss_change / norm)]
+        wait = self._handed_over and self.metric == "energy"  # the next move overwrites this one
+        if not wait or len(self._held) == HELD:
+            self._add_held()
 
-    def _add(self, direction: Mapping[str, Tensor], weight: float) -> None:
-        for name, value in direction.items():  # empty for ∇f without the loss term
-            if name not in self._sum:
-                self._sum[name] = torch.zeros_like(value)
-            self._sum[name].add_(value, alpha=weight)
+    def _add_held(self) -> None:
+        """In the order in which they came, whatever is held: so when it is done decides no bit."""
+        for name, point in self._point.items():
+            for direction, weight in self._held:
+                if name in direction:  # ∇f is empty without the loss term
+                    if name not in self._sum:
+                        self._sum[name] = torch.zeros_like(point)
+                    self._sum[name].add_(direction[name], alpha=weight)
+        self._held = []
 
     def _fail(self, reason: str) -> None:
         self.failed = reason
@@ -233,6 +252,7 @@ class PathAccumulator:
 
     def state(self) -> dict[str, Tensor]:
         """Everything the accumulator holds, as named tensors; :meth:`load_state` puts it back exactly."""
+        self._add_held()
         numbers = [self._loss, self.path_length, self.energy, self.num_points, self.num_moves, self.num_rises]
         state = {"numbers": torch.tensor([*numbers, self.finished], dtype=torch.float64)}
         state["failed"] = torch.frombuffer(bytearray((self.failed or "").encode() + b"\0"), dtype=torch.uint8)
@@ -255,7 +275,7 @@ class PathAccumulator:
                 groups[group][name] = value.clone()
         self._start, self._point = groups["start"], groups["point"]
         self._gradient, self._sum = groups["gradient"], groups["sum"]
-        self._move = {}
+        self._held, self._move = [], {}
 
 
 def _number(loss: float | Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from leap_rl.leap import PathAccumulator
+from leap_rl.leap import HELD, PathAccumulator
 
 NAN, INF = math.nan, math.inf
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
@@ -440,6 +440,28 @@ def test_no_autograd_history_is_kept():
         accumulator.record(bowl(parameters), parameters, gradients)
     kept = [*accumulator.increment().values(), *accumulator.cut().values(), *accumulator.state().values()]
     assert not any(value.requires_grad or value.grad_fn for value in kept)
+
+
+@untimed
+@given(path=paths(ordinary, torch.float32, 2 * HELD + 3, 3 * HELD), variant=variants, pause=st.integers(0, 3 * HELD))
+def test_gradients_that_are_handed_over_are_copied_ones_to_the_bit(path, variant, pause):
+    """From HELD + 1 buffers in turn, overwritten as soon as they may be, and with the state taken anywhere."""
+    buffers = [{name: torch.full(shape, NAN) for name, shape in SHAPES.items()} for _ in range(HELD + 1)]
+    handed_over = PathAccumulator(*variant)
+    for index, (loss, parameters, gradients) in enumerate(path):
+        if index == pause:
+            state = handed_over.state()
+            handed_over = PathAccumulator(*variant)
+            handed_over.load_state(state)
+        buffer = buffers[index % len(buffers)]
+        for name, value in gradients.items():
+            buffer[name].copy_(value)
+        norm = math.sqrt(sum(float(value.square().sum()) for value in gradients.values()))
+        handed_over.record(loss, parameters, buffer, norm, hand_over=True)
+    copied = walk(path, *variant)
+    assert (handed_over.path_length, handed_over.energy) == (copied.path_length, copied.energy)
+    for name, value in copied.cut().items():
+        assert torch.equal(handed_over.increment()[name], value)
 
 
 def test_nothing_that_is_given_is_kept():

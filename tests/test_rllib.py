@@ -249,11 +249,10 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
         torch.testing.assert_close(batch["value_targets"][taken], returns[taken], rtol=1e-5, atol=1e-6)
         loss = a2c_loss(logits[taken], values[taken], batch["actions"][taken].long(), returns[taken], 0.5, 0.01)
         gradients = torch.autograd.grad(loss.total, list(network.parameters()))
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            parameter.grad.copy_(gradient)
-        norm = float(flat.grad.norm())
+        gradient = torch.cat([part.flatten() for part in gradients])
+        norm = float(gradient.norm())
         clipped += norm > 0.1
-        flat.grad.mul_(min(1.0, 0.1 / norm))
+        flat.grad = gradient * min(1.0, 0.1 / norm)
         optimizer.step()
         theirs = torch.cat([parameters()[name].flatten() for name, _ in network.named_parameters()])
         assert float((theirs - flat.detach()).norm()) < 1e-3 * float((theirs - before).norm())

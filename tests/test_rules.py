@@ -77,7 +77,8 @@ def test_first_order_maml_is_the_gradient_of_the_last_update_and_nothing_before(
     *before, last = process.walk()
     assert len(before) == 2
     assert not any(value.any() for increment in before for value in increment.meta_gradient.values())
-    assert_bits_equal(last.meta_gradient, {name: value.grad for name, value in process.meta_learned.items()})
+    gradient = process.gradients[(process.num_updates - 1) % len(process.gradients)]
+    assert_bits_equal(last.meta_gradient, process._named(process._pieces(gradient)))
     assert all(value.any() for value in last.meta_gradient.values())
 
 
@@ -239,9 +240,9 @@ def watch(process):
     seen, recorded = [], {}
     record, land = process.path.record, process.path.land
 
-    def recording(loss, parameters, gradients):
+    def recording(loss, *arguments, **options):
         recorded["loss"] = float(loss)
-        record(loss, parameters, gradients)
+        record(loss, *arguments, **options)
 
     def landing(parameters, loss):
         seen.append((recorded["loss"], float(loss)))
@@ -266,16 +267,13 @@ def test_the_loss_of_the_same_rollout_is_the_same_where_nothing_moved(precision)
 def test_a_small_step_changes_the_loss_by_its_gradient():
     """Δf = ∇f·Δθ + O(‖Δθ‖²): it is the very function whose gradient was taken, returns and advantages held."""
     process = start(PAIRED | {"agent.lr": 1e-7, "agent.epsilon": 1.0})  # ε so large that steps follow the gradient
-    process.optimizer = torch.optim.SGD(process.network.parameters(), 1e-3)
+    process.optimizer = torch.optim.SGD([process.parameters], 1e-3)
     seen = watch(process)
     checked = 0
     for _ in range(6):
-        before = {name: value.detach().clone() for name, value in process.network.named_parameters()}
+        before = process.parameters.detach().clone()
         process.update()
-        slope = sum(
-            float(((value.detach() - before[name]).double() * value.grad.double()).sum())
-            for name, value in process.network.named_parameters()
-        )
+        slope = float((process.parameters.detach() - before).double() @ process.parameters.grad.double())
         loss, after = seen[-1]
         assert slope <= 0
         if abs(slope) > 1e-5:  # above the rounding of a float32 loss

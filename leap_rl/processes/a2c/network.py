@@ -138,16 +138,20 @@ class ActorCritic(nn.Module):
 
 
 def flatten(module: nn.Module) -> nn.Parameter:
-    """Lays a module's parameters out as views of one vector, in their order, and their gradients as views of its
-    gradient: what is done to all of them is then one operation."""
+    """Lays a module's parameters out as views of one vector, in their order: what is done to all of them is then one
+    operation."""
     parameters = list(module.parameters())
-    sizes = [parameter.numel() for parameter in parameters]
     flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    values, gradients = torch.split(flat.data, sizes), torch.split(flat.grad, sizes)
-    for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
-        parameter.data, parameter.grad = value.view_as(parameter), gradient.view_as(parameter)
+    for parameter, value in zip(parameters, split_like(flat.data, module), strict=True):
+        parameter.data = value
     return flat
+
+
+def split_like(vector: Tensor, module: nn.Module) -> list[Tensor]:
+    """Views of a vector of all parameters, one of each."""
+    parameters = list(module.parameters())
+    pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
+    return [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]
 
 
 def meta_learned(config: Config, task: Task, network: ActorCritic) -> dict[str, nn.Parameter]:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from leap_rl.config import Config
+from leap_rl.leap import HELD
 from leap_rl.memory import keep_freed_memory
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
-from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned
+from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned, split_like
 from leap_rl.processes.atari import AtariVector, Step, background
 from leap_rl.rules import make_path, name_in_initialization, part_for
 from leap_rl.tasks import parse_game
@@ -72,6 +73,9 @@ class A2CProcess:
         self.network.initialize(torch.Generator().manual_seed(head_seed >> 1))
         self.network.to(self.device)
         self.parameters = flatten(self.network)
+        # Leap still needs those of the last few updates: each has a vector of its own, in turn.
+        self.gradients = torch.zeros((HELD + 1, self.parameters.numel()), device=self.device)
+        self.clipped = torch.empty_like(self.parameters.data)
         self.meta_learned = meta_learned(config, task, self.network)
         self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._load_initialization(initialization)
@@ -107,13 +111,13 @@ class A2CProcess:
         started = time.perf_counter()
         agent = self.config.agent
         loss, rollout = self._unroll()
-        gradient = self.parameters.grad
-        assert gradient is not None
-        # Before clipping: Leap is given the gradient of the loss.
-        self.path.record(loss.total, self._pieces(self.parameters.data), self._pieces(gradient))
+        gradient = self.gradients[self.num_updates % len(self.gradients)]
         norm = float(torch.linalg.vector_norm(gradient))
+        # Before clipping: Leap is given the gradient of the loss.
+        self.path.record(loss.total, self._pieces(self.parameters.data), self._pieces(gradient), norm, hand_over=True)
         if agent.max_grad_norm is not None and norm > agent.max_grad_norm:
-            gradient.mul_(agent.max_grad_norm / norm)
+            gradient = torch.mul(gradient, agent.max_grad_norm / norm, out=self.clipped)
+        self.parameters.grad = gradient
         self.optimizer.step()
         self.num_updates += 1
         if self.path.paired:
@@ -128,7 +132,7 @@ class A2CProcess:
         return loss
 
     def _unroll(self) -> tuple[A2CLoss, _Rollout]:
-        """Acts for T steps; returns the loss of what came of it and leaves its gradient in the parameters'."""
+        """Acts for T steps; returns the loss of what came of it and leaves its gradient in ``gradients``."""
         network = self.network
         weights = network.encoder.weights()
         trace, actions, rewards, discounts = [], [], [], []
@@ -158,9 +162,9 @@ class A2CProcess:
         heads = [*network.policy.parameters(), *network.value.parameters()]
         of_features, *of_heads = torch.autograd.grad(loss.total, [features, *heads])
         gradients = [*network.encoder.gradients(unroll, weights, of_features), *of_heads]
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            assert parameter.grad is not None
-            parameter.grad.copy_(gradient)
+        whole = self.gradients[self.num_updates % len(self.gradients)]
+        for part, gradient in zip(split_like(whole, network), gradients, strict=True):
+            part.copy_(gradient)
         return A2CLoss(*(term.detach() for term in loss)), rollout
 
     def _loss(self, logits: Tensor, values: Tensor, rollout: _Rollout) -> A2CLoss:
