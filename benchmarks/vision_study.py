@@ -219,7 +219,7 @@ def _draw(groups: Groups, out: Path) -> None:
             if None not in lows:
                 axis.fill_between(sizes, lows, highs, color=f"C{color}", alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="alphabets of meta-training")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for suffix, data in render(figure).items():
         (out / f"figure.{suffix}").write_bytes(data)
 
