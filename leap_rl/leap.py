@@ -223,7 +223,8 @@ class PathAccumulator:
             self._held.append((self._gradient, -loss_change))
         elif norm > 0:
             self._held += [(self._move, -1 / norm), (self._gradient, -loss_change / norm)]
-        wait = self._handed_over and self.metric == "energy"  # the next move overwrites this one
+        # A copied gradient would be one of many copies; the scratch of a length's move is needed for the next one.
+        wait = self._handed_over and self.metric == "energy"
         if not wait or len(self._held) == HELD:
             self._add_held()
 

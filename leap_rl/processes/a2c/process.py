@@ -110,8 +110,8 @@ class A2CProcess:
         """One unroll and one gradient step."""
         started = time.perf_counter()
         agent = self.config.agent
-        loss, rollout = self._unroll()
         gradient = self.gradients[self.num_updates % len(self.gradients)]
+        loss, rollout = self._unroll(gradient)
         norm = float(torch.linalg.vector_norm(gradient))
         # Before clipping: Leap is given the gradient of the loss.
         self.path.record(loss.total, self._pieces(self.parameters.data), self._pieces(gradient), norm, hand_over=True)
@@ -131,8 +131,8 @@ class A2CProcess:
         self.segment.seconds += time.perf_counter() - started
         return loss
 
-    def _unroll(self) -> tuple[A2CLoss, _Rollout]:
-        """Acts for T steps; returns the loss of what came of it and leaves its gradient in ``gradients``."""
+    def _unroll(self, out: Tensor) -> tuple[A2CLoss, _Rollout]:
+        """Acts for T steps; returns the loss of what came of it, and writes its gradient into ``out``."""
         network = self.network
         weights = network.encoder.weights()
         trace, actions, rewards, discounts = [], [], [], []
@@ -162,8 +162,7 @@ class A2CProcess:
         heads = [*network.policy.parameters(), *network.value.parameters()]
         of_features, *of_heads = torch.autograd.grad(loss.total, [features, *heads])
         gradients = [*network.encoder.gradients(unroll, weights, of_features), *of_heads]
-        whole = self.gradients[self.num_updates % len(self.gradients)]
-        for part, gradient in zip(split_like(whole, network), gradients, strict=True):
+        for part, gradient in zip(split_like(out, network), gradients, strict=True):
             part.copy_(gradient)
         return A2CLoss(*(term.detach() for term in loss)), rollout
 
