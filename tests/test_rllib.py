@@ -195,13 +195,13 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
     from leap_rl.rllib.network import shared_encoder
     from leap_rl.rllib.process import RLlibProcess, initial_parameters
 
-    played: set[tuple[bytes, int, float, bool, bytes]] = set()
+    played: list[tuple[bytes, int, float, bool, bytes]] = []
     take = TaskEnv.step
 
     def recorded(env: Any, action: Any) -> Any:
         before = env.env._observation(env.env._vector.observations[0]).tobytes()
         observation, reward, terminated, truncated, info = take(env, action)
-        played.add((before, int(action), reward, terminated, b"" if terminated else observation.tobytes()))
+        played.append((before, int(action), reward, terminated, b"" if terminated else observation.tobytes()))
         return observation, reward, terminated, truncated, info
 
     monkeypatch.setattr(TaskEnv, "step", recorded)
@@ -218,8 +218,9 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
     original = process.learner.compute_losses
 
     def compute_losses(*, fwd_out: Any, batch: Any) -> Any:
-        batches.append(copy.deepcopy(dict(batch["default_policy"])))
-        return original(fwd_out=fwd_out, batch=batch)
+        losses = original(fwd_out=fwd_out, batch=batch)
+        batches.append(copy.deepcopy(dict(batch["default_policy"])) | {"loss": losses["default_policy"].detach()})
+        return losses
 
     process.learner.compute_losses = compute_losses
     network = ActorCritic(config, num_actions=4)
@@ -229,10 +230,12 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
     for _ in range(30):
         network.load_state_dict(parameters())
         before = flat.detach().clone()
+        played.clear()
         process.algorithm.train()
         (batch,) = batches
         batches.clear()
         taken, rewards, terminated = batch["loss_mask"], batch["rewards"], batch["terminateds"]
+        assert int(taken.sum()) == len(played), "every step that was taken, once"
         logits, values = network(batch["obs"].permute(0, 3, 1, 2))
         returns, following = torch.empty(len(taken)), 0.0
         for row in reversed(range(len(taken))):
@@ -248,6 +251,7 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
             assert key in played
         torch.testing.assert_close(batch["value_targets"][taken], returns[taken], rtol=1e-5, atol=1e-6)
         loss = a2c_loss(logits[taken], values[taken], batch["actions"][taken].long(), returns[taken], 0.5, 0.01)
+        assert float(batch["loss"]) == pytest.approx(float(loss.total.detach()), rel=1e-5, abs=1e-6)
         gradients = torch.autograd.grad(loss.total, list(network.parameters()))
         gradient = torch.cat([part.flatten() for part in gradients])
         norm = float(gradient.norm())
