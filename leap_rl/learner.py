@@ -7,7 +7,7 @@ oldest initialization first. In the synchronous schedule that is the meta-batch 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,27 +127,28 @@ class MetaLearner:
 
     # -------------------------------------------------------------------------------------- stepping
 
-    def ready(self) -> bool:
-        """Whether a batch's worth is done, and no task under way would become too stale by a step. After the last
-        meta-step (an evaluation's tasks) no step is to come: whether all that is due is done."""
+    def batch(self) -> list[Place] | None:
+        """What a step would average: a batch's worth of the tasks that are done, those from the oldest initialization
+        first. None where less is done, or a task under way would become too stale by a step. After the last meta-step
+        (an evaluation's tasks) no step is to come: all that is due, or None until it is done."""
         oldest = self.meta_step - self.config.staleness
         waiting = any(not ledger.done and ledger.version <= oldest for ledger in self._ledgers.values())
         wanted = self.config.batch_size if self.meta_step < self.config.steps else len(self._due)
-        return not waiting and sum(ledger.done for ledger in self._ledgers.values()) >= wanted
+        done = sorted((ledger.version, place) for place, ledger in self._ledgers.items() if ledger.done)
+        return None if waiting or len(done) < wanted else sorted(place for _, place in done[:wanted])
 
-    def step(self) -> MetaStep:
+    def step(self, batch: Sequence[Place] | None = None) -> MetaStep:
         """Averages a batch's worth of tasks and steps the initialization against the mean meta-gradient.
 
-        Failed tasks are left out of the mean. Raises LeapRLError where fewer than ``min_tasks`` are left,
-        RuntimeError before :meth:`ready`, NonFiniteMetaGradientError (and keeps the initialization) where the
-        mean is not finite.
+        ``batch``: what :meth:`batch` said; more tasks may have ended since, whose reports nobody has read. By default
+        what it says now. Failed tasks are left out of the mean. Raises LeapRLError where fewer than ``min_tasks`` are
+        left, RuntimeError where the batch is not done, NonFiniteMetaGradientError (and keeps the initialization) where
+        the mean is not finite.
         """
-        if not self.ready():
+        batch = self.batch() if batch is None else batch
+        if batch is None or not self.done().issuperset(batch):
             raise RuntimeError(f"step() before {self.config.batch_size} tasks are done")
-        oldest_first = sorted(
-            (ledger.version, place) for place, ledger in self._ledgers.items() if ledger.done
-        )[: self.config.batch_size]  # fmt: skip
-        taken = [self._ledgers[place] for place in sorted(place for _, place in oldest_first)]
+        taken = [self._ledgers[place] for place in batch]
         dropped = tuple((ledger.task, ledger.failed) for ledger in taken if ledger.failed)
         ledgers = [ledger for ledger in taken if not ledger.failed]
         if len(ledgers) < self._min_tasks:

@@ -170,6 +170,17 @@ def test_a_lost_learner_gets_its_ledgers_back(tmp_path, undisturbed):
     assert_each_segment_once(run)
 
 
+def test_a_learner_that_is_lost_as_it_is_to_step_is_replaced_and_that_is_said(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    kill = once(tmp_path, "import ray; ray.kill(self._learner)")
+    extra = sabotage(tmp_path, "backends.ray", 'before(module.RayBackend, "meta_step", do)', kill)
+    done = cli("train", write_config(tmp_path), "backend=ray", "--json", extra=extra)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fingerprint"] == undisturbed
+    assert_each_segment_once(run)
+    assert ["the Leap learner was lost" in row["text"] for row in rows_of(run, "fault")] == [True]
+
+
 def test_a_worker_that_hangs_is_stopped_and_named(tmp_path, undisturbed):
     """The watchdog: SIGSTOP is what a machine that has stalled looks like from outside."""
     run = tmp_path / "run"
@@ -284,7 +295,9 @@ def test_asynchronous_meta_training_averages_each_task_once(tmp_path, backend):
         wait_for(lambda: len(rows_of(run, "meta_step")) >= 2, driver)
         driver.kill()
         driver.wait()
-    done = cli("train", config, f"backend={backend}", "--json")
+    # Tasks end while the driver is about to step: they are logged before they are averaged all the same.
+    slow_steps = sabotage(tmp_path, "backends.ray", 'before(module.RayBackend, "meta_step", do)', "time.sleep(2)")
+    done = cli("train", config, f"backend={backend}", "--json", extra=slow_steps)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["meta_step"] == steps
     rows = rows_of(run, "meta_step")

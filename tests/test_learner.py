@@ -124,13 +124,13 @@ def test_after_the_last_meta_step_it_is_ready_when_all_that_is_due_is_done():
     """An evaluation: more tasks than a batch has, of places that were never drawn; one of them is dropped."""
     places = ((0, 0), (0, 7), (3, 1))
     learner = make_learner(Checkpoint(5, parameters((1, 2), 3), {}, places))
-    assert not learner.ready()
+    assert learner.batch() is None
     deliver(learner, increment(0), increment(1, meta_step=3))
-    assert not learner.ready(), "a batch's worth, but not all"
+    assert learner.batch() is None, "a batch's worth, but not all"
     learner.drop(task(7), "raised")
-    assert learner.ready()
+    assert learner.batch() is not None
     assert learner.receive(increment(1)) is False, "not due"
-    assert make_learner(Checkpoint(5, parameters((1, 2), 3), {})).ready(), "nothing was left to do"
+    assert make_learner(Checkpoint(5, parameters((1, 2), 3), {})).batch() == [], "nothing was left to do"
 
 
 def test_a_meta_step_says_how_far_its_games_pull_the_same_way():
@@ -321,7 +321,7 @@ def test_any_number_of_attempts_of_which_old_ones_live_on_give_the_same_bits(dat
         return ledger
 
     running = {slot: take_up(slot) for slot in range(5)}
-    while not learner.ready():
+    while learner.batch() is None:
         slot = data.draw(st.sampled_from([slot for slot in range(5) if not running[slot].done]), label="slot")
         event = data.draw(st.sampled_from(["segment", "segment", "worker", "late", "learner"]), label="event")
         if event == "segment":
@@ -422,10 +422,16 @@ def simulate(data, max_staleness, batch_size, steps, num_workers):
     learner = make_learner(**meta)
     config, checkpoint = learner.config, first()
     waiting, running, outcomes, given = [], {}, [], set()
+
+    def end_a_task():
+        meta_step, slot = data.draw(st.sampled_from(sorted(running)))
+        del running[meta_step, slot]
+        assert learner.receive(increment(slot, (1, 0), meta_step=meta_step))
+
     while checkpoint.meta_step < steps:
         waiting += [place for place in due(config, checkpoint) if place not in given]
         given.update(waiting)
-        while not learner.ready():
+        while learner.batch() is None:
             assert waiting or running, "nothing runs and nothing can start"
             start = waiting and len(running) < num_workers
             if start and (not running or data.draw(st.booleans())):
@@ -433,10 +439,12 @@ def simulate(data, max_staleness, batch_size, steps, num_workers):
                 running[meta_step, slot] = Ledger(task(slot, meta_step), version=checkpoint.meta_step)
                 assert learner.adopt(running[meta_step, slot])
             else:
-                meta_step, slot = data.draw(st.sampled_from(sorted(running)))
-                del running[meta_step, slot]
-                assert learner.receive(increment(slot, (1, 0), meta_step=meta_step))
-        outcomes.append(learner.step())
+                end_a_task()
+        batch = learner.batch()
+        while running and data.draw(st.booleans(), label="one more ends before the step"):
+            end_a_task()
+        outcomes.append(learner.step(batch))
+        assert [report.task.place for report in outcomes[-1].tasks] == batch
         checkpoint = outcomes[-1].checkpoint
         if data.draw(st.booleans(), label="driver lost"):
             learner = make_learner(checkpoint, **meta)
@@ -457,17 +465,35 @@ def test_asynchronous_steps_average_each_task_once_and_none_that_is_too_stale(
     assert outcomes[-1].checkpoint.unfinished == ()
 
 
+def test_a_task_that_ends_between_the_driver_s_question_and_its_step_waits_for_the_next_step():
+    """It is older than what was chosen, but the driver has not read its last report: its rows would be missing."""
+    learner = make_learner(batch_size=2, schedule="asynchronous", max_staleness=2)
+    learner.adopt(Ledger(task(0), version=0))
+    deliver(learner, increment(1), increment(0, meta_step=1))
+    batch = learner.batch()
+    assert batch == [(0, 1), (1, 0)]
+    learner.receive(increment(0))
+    assert learner.batch() == [(0, 0), (0, 1)]
+    outcome = learner.step(batch)
+    assert [report.task.place for report in outcome.tasks] == batch
+    assert (0, 0) in outcome.checkpoint.unfinished
+    deliver(learner, increment(1, meta_step=1))
+    assert learner.batch() == [(0, 0), (1, 1)]
+    with pytest.raises(RuntimeError, match="before 2 tasks are done"):
+        learner.step(batch)
+
+
 def test_asynchronous_does_not_wait_for_the_slowest_task():
     learner = make_learner(batch_size=2, schedule="asynchronous", max_staleness=1)
     slow = Ledger(task(0), version=0)
     learner.adopt(slow)
     deliver(learner, increment(1), increment(0, meta_step=1))
-    assert learner.ready()
+    assert learner.batch() is not None
     outcome = learner.step()
     assert [report.task.place for report in outcome.tasks] == [(0, 1), (1, 0)]
     assert outcome.checkpoint.unfinished == ((0, 0), (1, 1))
     deliver(learner, increment(1, meta_step=1), increment(0, meta_step=2))
-    assert not learner.ready(), "one more step would be taken over the slow task's head"
+    assert learner.batch() is None, "one more step would be taken over the slow task's head"
     learner.receive(increment(0))
     assert (0, 0) in [report.task.place for report in learner.step().tasks]
 

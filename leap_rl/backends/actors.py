@@ -52,7 +52,7 @@ class Learner(MetaLearner):
 
     def poll(self, seen: dict[Place, int], starting: Sequence[str]) -> "News":
         """``seen``: segments of a task that the driver knows of; ``starting``: ids of actors."""
-        return News(self.reports(seen), self.done(), self.ready(), places(starting))
+        return News(self.reports(seen), self.done(), self.batch(), places(starting))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class News:
 
     reports: list[TaskReport]  # that the driver has not seen
     done: set[Place]  # tasks that need no worker any more
-    ready: bool  # to step
+    batch: list[Place] | None  # what a step would average; its reports are known with these
     places: dict[str, str]  # of actors that start: id → the address of a node that had room
 
 

@@ -36,7 +36,7 @@ class SerialBackend:
             self._learner = MetaLearner(self._config.meta, checkpoint, self._config.faults.min_tasks)
         self._waiting.extend(task for task in tasks if task.place not in self._given)
         self._given.update(task.place for task in tasks)
-        while not self._learner.ready():
+        while self._learner.batch() is None:
             task = self._waiting.popleft()
             for attempt in range(MAX_ERRORS):
                 try:
