@@ -32,14 +32,16 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         started = time.perf_counter()
         tasks = tasks_at(config, due(config.meta, checkpoint))
         monitor.begin_meta_step(meta_step, tasks)
-        for event in backend.run_tasks(tasks, checkpoint):
-            if isinstance(event, Fault):
-                monitor.log_fault(event, meta_step)
-            elif isinstance(event, Notice):
-                monitor.notice(event)
-            else:
-                monitor.log_segment(event)
-        outcome = backend.meta_step()
+        outcome = None
+        while outcome is None:
+            for event in backend.run_tasks(tasks, checkpoint):
+                if isinstance(event, Fault):
+                    monitor.log_fault(event, meta_step)
+                elif isinstance(event, Notice):
+                    monitor.notice(event)
+                else:
+                    monitor.log_segment(event)
+            outcome = backend.meta_step()
         checkpoint = outcome.checkpoint
         seconds = time.perf_counter() - started
         progress = advance(progress, outcome, seconds)

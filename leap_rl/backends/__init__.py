@@ -29,8 +29,8 @@ class Backend(Protocol):
         """
         ...
 
-    def meta_step(self) -> MetaStep:
-        """Steps the learner once it is ready."""
+    def meta_step(self) -> MetaStep | None:
+        """Steps the learner, which is ready. None where it was lost: :meth:`run_tasks` gives the next one its tasks."""
         ...
 
 

@@ -90,7 +90,6 @@ class RayBackend:
         self._failed_starts = 0  # of workers, in a row
         self._late_starts = 0  # of them: too late
         self._batch: list[Place] = []  # the tasks that the next meta-step averages: all their reports were seen
-        self._unsaid: list[TaskReport | Fault | Notice] = []  # that came while the learner was to step
         self._question: Any = None  # to the learner, under way
         self._asked = self._spoke = 0.0  # when, on the monotonic clock, and when all was well or that was said
         self._late_answers = 0  # of learners, in a row
@@ -124,8 +123,6 @@ class RayBackend:
         if self._learner is None:
             self._start_learner()
         self._spoke = time.monotonic()
-        yield from self._unsaid
-        self._unsaid = []
         while True:
             own_node()
             self._hire()
@@ -157,15 +154,14 @@ class RayBackend:
             if assignment.task.place == place:
                 assignment.heard = time.monotonic()
 
-    def meta_step(self) -> MetaStep:
-        while True:
-            try:
-                outcome: MetaStep = self._ask(self._learner.step.remote(self._batch))
-                self._count(meta_steps=1)
-                return outcome
-            except _LostError as error:  # the next learner is given what this one had, and takes the same step
-                lost = self._replace_learner(error)
-                self._unsaid = [lost, *self.run_tasks(list(self._given.values()), self._checkpoint)]
+    def meta_step(self) -> MetaStep | None:
+        try:
+            outcome: MetaStep = self._ask(self._learner.step.remote(self._batch))
+        except _LostError:
+            ray.kill(self._learner)  # it may hang, and step after all
+            return None
+        self._count(meta_steps=1)
+        return outcome
 
     # -------------------------------------------------------------------------------------- workers
 
