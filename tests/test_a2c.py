@@ -389,7 +389,7 @@ def test_a_truncated_game_is_worth_its_last_observation_and_a_terminated_one_not
     final = screens(4, 84, 84).numpy()
     raw = [10.0, -10.0, 0.5, 3.0]
     step = fake_step(raw, [True, False, False, False], [False, True, False, False], {1: final})
-    rewards, discounts = process._targets(step)
+    [rewards], [discounts] = process._targets([step])
     clipped = [max(-clip, min(clip, reward)) if clip else reward for reward in raw]
     value = float(process.network(torch.from_numpy(final[None]))[1].detach())
     assert abs(value) > 0.01, "else nothing is seen"
@@ -421,6 +421,7 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
         }
     )  # fmt: skip
     process = start(config, Task(0, 0, "pong", seed=11))
+    randomize_biases(process.network)  # with none, what shows the background only is 0, the kink of ReLU, or rounded
     copy = ActorCritic(config, process.envs.num_actions)
     copy.load_state_dict(process.network.state_dict())
     observations, steps, actions = [torch.from_numpy(process.envs.observations.copy())], [], []
@@ -478,21 +479,51 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
     ],
 )
 def test_the_center_is_the_background_of_the_game(game: str, env: dict[str, Any], expected: list[int]) -> None:
+    """The encoder takes it; in bf16, whose differences would be rounded away, it is taken from the pixels."""
     config = tiny_config(**{"env.center": "background", **env})
     assert background(game, config.env) == expected
-    center = start(config, Task(0, 0, game, seed=11)).center
+    folded = start(config, Task(0, 0, game, seed=11))
+    taken = start(config.model_copy(update={"precision": "bf16"}), Task(0, 0, game, seed=11))
+    assert folded.center is None
+    assert taken.network.encoder.center is None
     if not any(expected):
-        assert center is None, "nothing to subtract"
+        assert folded.network.encoder.center is None, "nothing to subtract"
+        assert taken.center is None
         return
-    assert center is not None
-    assert center.shape == (1, len(expected), 84, 84)
-    assert center.mean((0, 2, 3)).tolist() == expected
-    assert center.std((0, 2, 3)).max() == 0
+    assert folded.network.encoder.center is not None
+    assert taken.center is not None
+    assert folded.network.encoder.center.flatten().tolist() == expected
+    assert taken.center.shape == (1, len(expected), 84, 84)
+    assert taken.center.float().mean((0, 2, 3)).tolist() == expected
+    assert taken.center.float().std((0, 2, 3)).max() == 0
 
 
 def test_nothing_is_taken_from_the_pixels_unless_asked_for() -> None:
     assert background("pong", tiny_config().env) == [0] * 4
-    assert start(tiny_config(), Task(0, 0, "pong", seed=11)).center is None
+    for precision in ("fp32", "bf16"):
+        process = start(tiny_config(precision=precision), Task(0, 0, "pong", seed=11))
+        assert process.center is None
+        assert process.network.encoder.center is None
+
+
+def test_a_center_that_is_folded_into_the_weights_is_one_taken_from_the_pixels() -> None:
+    """Another one of each channel; features and gradients."""
+    config = tiny_config(**{"env.color": "rgb", "env.frame_stack": 2})
+    folded, plain = network(config).encoder, network(config).encoder
+    for encoder in (folded, plain):
+        randomize_biases(encoder)
+    plain.load_state_dict(folded.state_dict())
+    observations = screens(5, 6, 84, 84)
+    center = torch.tensor([144.0, 72.0, 17.0, 0.0, 255.0, 3.0]).view(1, -1, 1, 1)
+    folded.center = center
+    found, expected = folded(observations), plain(observations.float() - center)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for features in (found, expected):
+        features.square().sum().backward()
+    for ours, theirs in zip(folded.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
 
 
 # -------------------------------------------------------------------------------------- the process: walks

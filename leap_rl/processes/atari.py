@@ -8,9 +8,9 @@ environment on one core, and only they can be snapshotted (docs/adr/0002-emulato
 Sticky actions are ours, not ALE's: an emulator's snapshot does not hold the action that ALE would repeat.
 """
 
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import ale_py
 import cv2
@@ -65,9 +65,13 @@ class AtariVector:
 
         grey, size = config.color == "grey", config.screen_size
         screen = first.getScreenDims() if grey else (*first.getScreenDims(), 3)
-        self._frames = np.zeros((num_envs, 2, *screen), np.uint8)  # the last two raw frames
-        self._shrinkers = [_Shrinker(screen, size) for _ in range(num_envs)]
+        self._frames = np.zeros((2, num_envs, *screen), np.uint8)  # the last two raw frames
+        self._shrinker = _Shrinker(num_envs, screen, size)
         self._channels = 1 if grey else 3
+        self._captures = [  # env → what writes its screen into either of its frames
+            [partial(e.getScreenGrayscale if grey else e.getScreenRGB, self._frames[i, env]) for i in range(2)]
+            for env, e in enumerate(self._emulators)
+        ]
         # Channels-last in memory: the layout that convolutions are fast in.
         self._stacks = np.zeros((num_envs, size, size, self._channels * config.frame_stack), np.uint8)
         self.observations = self._stacks.transpose(0, 3, 1, 2)
@@ -76,8 +80,9 @@ class AtariVector:
         self._lives = np.zeros(num_envs, np.int64)
         self.num_frames = 0  # emulator frames since the start, no-ops included
 
-        self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
-        self._slices = [range(i, num_envs, num_threads) for i in range(num_threads)]
+        self._map = ThreadPoolExecutor(num_threads).map if num_threads > 1 else map
+        length = -(-num_envs // num_threads)
+        self._slices = [slice(i, min(i + length, num_envs)) for i in range(0, num_envs, length)]
         for env in range(num_envs):
             self._new_game(env)
 
@@ -89,11 +94,9 @@ class AtariVector:
         """Takes ``actions`` [B], each in [0, num_actions). Raises IndexError for any other, before stepping."""
         if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= self.num_actions:
             raise IndexError(f"actions must be {self.num_envs} numbers in [0, {self.num_actions}), not {actions}")
-        played = self._stick(self._actions[actions])
+        played = self._stick(self._actions[actions]).tolist()
         rewards = np.zeros(self.num_envs, np.float32)
-        frames = np.zeros(self.num_envs, np.int64)
-        self._in_parallel(lambda envs: self._act(envs, played, rewards, frames))
-        self.num_frames += int(frames.sum())
+        self.num_frames += sum(self._map(lambda envs: self._act(envs, played, rewards), self._slices))
         self._scores += rewards
         self._lengths += 1
 
@@ -128,45 +131,35 @@ class AtariVector:
             self._held = played[:, -1].copy()
         return played
 
-    def _in_parallel(self, work: Callable[[Iterable[int]], None]) -> None:
-        if self._pool is None:
-            work(range(self.num_envs))
-        else:
-            list(self._pool.map(work, self._slices))  # list: raise what a thread raised
-
-    def _act(self, envs: Iterable[int], played: NDArray[np.int64], rewards: NDArray[Any], frames: NDArray[Any]) -> None:
-        """Plays ``frame_skip`` frames in each environment and pushes the frame that results."""
+    def _act(self, envs: slice, played: list[list[int]], rewards: NDArray[np.float32]) -> int:
+        """Plays ``frame_skip`` frames in each environment and pushes the frames that result. Returns how many were."""
         skip, limit = self.config.frame_skip, self.config.max_episode_frames
-        for env in envs:
-            emulator = self._emulators[env]
+        num_frames = 0
+        for env in range(envs.start, envs.stop):
+            emulator, captures = self._emulators[env], self._captures[env]
             before = emulator.getEpisodeFrameNumber()
-            allowed = played[env, : limit - before].tolist()  # the frames that the frame limit leaves
-            first_shown = min(skip - 2, len(allowed) - 1)
-            reward, captured = 0, 0
-            for frame, action in enumerate(allowed):
+            allowed = played[env][: limit - before]  # the frames that the frame limit leaves
+            num_shown = 2 if len(allowed) == skip > 1 else 1
+            reward = 0
+            for action in allowed[:-num_shown]:
                 reward += emulator.act(action)  # nothing happens, and the screen stays, where the game is over
-                if frame >= first_shown:
-                    self._capture(env, captured)
-                    captured += 1
+            for action, capture in zip(allowed[-num_shown:], captures, strict=False):
+                reward += emulator.act(action)
+                capture()
+            if num_shown == 1:
+                captures[1]()
             rewards[env] = reward
-            frames[env] = emulator.getEpisodeFrameNumber() - before
-            self._push_frame(env, captured)
+            num_frames += emulator.getEpisodeFrameNumber() - before
+        first, second = self._frames[:, envs]
+        self._shrinker.shrink(np.maximum(first, second, out=first), envs)
+        stacks, depth = self._stacks[envs], self._channels
+        flat = stacks.reshape(-1)
+        flat[:-depth] = flat[depth:]  # every pixel's channels move up; the last of each are written next
+        stacks[..., -depth:] = self._shrinker.images[envs]
+        return num_frames
 
     def _out_of_frames(self, emulator: ale_py.ALEInterface) -> bool:
         return bool(emulator.getEpisodeFrameNumber() >= self.config.max_episode_frames)
-
-    def _capture(self, env: int, index: int) -> None:
-        emulator, buffer = self._emulators[env], self._frames[env, index]
-        emulator.getScreenGrayscale(buffer) if self._channels == 1 else emulator.getScreenRGB(buffer)
-
-    def _push_frame(self, env: int, captured: int) -> None:
-        """Maximum of the captured frames → resize → newest frame of the stack."""
-        first, second = self._frames[env]
-        resized = self._shrinkers[env].shrink(np.maximum(first, second, out=first) if captured == 2 else first)
-        stack, depth = self._stacks[env], self._channels
-        flat = stack.reshape(-1)
-        flat[:-depth] = flat[depth:]  # every pixel's channels move up; the last of each are written next
-        stack[..., -depth:] = resized.reshape(*stack.shape[:2], depth)
 
     def _new_game(self, env: int) -> None:
         emulator = self._emulators[env]
@@ -180,9 +173,10 @@ class AtariVector:
             self.num_frames += noops
         self._scores[env] = self._lengths[env] = self._held[env] = 0
         self._lives[env] = emulator.lives()
-        self._capture(env, 0)
-        for _ in range(self.config.frame_stack):
-            self._push_frame(env, captured=1)
+        self._captures[env][0]()
+        this = slice(env, env + 1)
+        self._shrinker.shrink(self._frames[0, this], this)
+        self._stacks[env] = np.tile(self._shrinker.images[env], self.config.frame_stack)
 
     def state(self) -> dict[str, Tensor]:
         """The whole state as named tensors (copies): about 15 kB an environment, and its frame stack."""
@@ -216,37 +210,40 @@ class AtariVector:
 
 
 class _Shrinker:
-    """cv2.resize by area to the same bits, of what has changed since the last frame only.
+    """cv2.resize by area to the same bits, of what has changed since an environment's last frame only.
 
     Where height / size is a fraction p / q that floating point holds exactly (210 / 84 = 5 / 2), every p rows of a
-    frame become q rows of the result by themselves, with the same weights: only groups of p rows that changed are
-    resized. Elsewhere weights are rounded differently from group to group, and the whole frame is one group.
+    frame become q rows of the image by themselves, with the same weights: only groups of p rows that changed are
+    resized, all in one call. Elsewhere weights are rounded differently from group to group, and a whole frame is one.
     """
 
-    def __init__(self, screen: tuple[int, ...], size: int) -> None:
+    def __init__(self, num_envs: int, screen: tuple[int, ...], size: int) -> None:
         rows, rows_out = (1 / (size / screen[0])).as_integer_ratio()  # the scale as cv2 computes it
         if size % rows_out:
             rows, rows_out = screen[0], size
-        num_groups = size // rows_out
-        self._last = np.zeros((num_groups, rows, *screen[1:]), np.uint8)
-        self._result = np.zeros((num_groups, rows_out, size, *screen[2:]), np.uint8)
+        self._num_groups = size // rows_out  # of a frame
+        self._last = np.zeros((num_envs * self._num_groups, rows, *screen[1:]), np.uint8)
+        self._result = np.zeros((len(self._last), rows_out, size, *screen[2:]), np.uint8)
+        self.images = self._result.reshape(num_envs, size, size, -1)
 
-    def shrink(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[height, width] or [height, width, 3] → [size, size] or [size, size, 3], valid until the next call."""
-        last, result = self._last, self._result
-        groups = frame.reshape(last.shape)
+    def shrink(self, frames: NDArray[np.uint8], envs: slice) -> None:
+        """Makes ``images`` [envs, size, size, 1 or 3] those of ``frames`` [envs, height, width] or [envs, height,
+        width, 3]."""
+        groups_of = slice(envs.start * self._num_groups, envs.stop * self._num_groups)
+        last, result = self._last[groups_of], self._result[groups_of]
+        groups = frames.reshape(last.shape)
         # The screen is 160 wide: rows are whole words of 8 bytes.
         words, last_words = (array.reshape(len(last), -1).view(np.uint64) for array in (groups, last))
         changed = (words != last_words).any(axis=1).nonzero()[0]
-        if len(changed):
-            strip = groups[changed]
-            last[changed] = strip
-            _, rows_out, size, *channels = result.shape
+        _, rows_out, size, *channels = result.shape
+        at_once = 1 if self._num_groups == 1 else max(len(changed), 1)
+        for these in changed.reshape(-1, at_once):
+            strip = groups[these]
+            last[these] = strip
             strip = cv2.resize(
-                strip.reshape(-1, *frame.shape[1:]), (size, len(changed) * rows_out), interpolation=cv2.INTER_AREA
+                strip.reshape(-1, *frames.shape[2:]), (size, len(these) * rows_out), interpolation=cv2.INTER_AREA
             )
-            result[changed] = strip.reshape(len(changed), rows_out, size, *channels)
-        return result.reshape(-1, *result.shape[2:])
+            result[these] = strip.reshape(len(these), rows_out, size, *channels)
 
 
 def background(game: str, config: EnvConfig) -> list[int]:

@@ -36,6 +36,7 @@ class Encoder(nn.Module):
     def __init__(self, num_channels: int, screen_size: int, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.compute_dtype = compute_dtype
+        self.center: Tensor | None = None  # [1, C, 1, 1], to be taken from all pixels of a channel
         self.conv1 = nn.Conv2d(num_channels, 16, kernel_size=8, stride=4)
         self.conv2 = nn.Conv2d(16, 32, kernel_size=4, stride=2)
         side = ((screen_size - 8) // 4 + 1 - 4) // 2 + 1
@@ -48,38 +49,48 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def weights(self) -> list[Tensor]:
         """The parameters in the compute dtype. Pixels stay 0..255, which both dtypes hold exactly: the scale
-        1/255 is folded into the first weights."""
+        1/255 is folded into the first weights, and the center into their bias."""
         scaled = [self.conv1.weight / 255, *list(self.parameters())[1:]]
+        if self.center is not None:
+            scaled[1] = scaled[1] - (scaled[0] * self.center).sum((1, 2, 3))
         images = torch.channels_last
         return [
             w.to(self.compute_dtype, memory_format=images if w.ndim == 4 else torch.preserve_format) for w in scaled
         ]
 
     @torch.no_grad()
-    def activations(self, observations: Tensor, weights: list[Tensor]) -> Activations:
-        """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU."""
+    def activations(self, observations: Tensor, weights: list[Tensor], out: Activations | None = None) -> Activations:
+        """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU, in ``out`` where that is given."""
         weight1, bias1, weight2, bias2, weight3, bias3 = weights
         inputs = observations.to(self.compute_dtype, memory_format=torch.channels_last)
-        conv1 = F.conv2d(inputs, weight1, bias1, stride=4).relu_()
-        conv2 = F.conv2d(conv1, weight2, bias2, stride=2).relu_()
-        return Activations(inputs, conv1, conv2, F.linear(conv2.flatten(1), weight3, bias3).relu_())
+        conv1 = _relu(F.conv2d(inputs, weight1, bias1, stride=4), out and out.conv1)
+        conv2 = _relu(F.conv2d(conv1, weight2, bias2, stride=2), out and out.conv2)
+        features = _relu(F.linear(conv2.flatten(1), weight3, bias3), out and out.features)
+        return Activations(inputs, conv1, conv2, features)
 
     @torch.no_grad()
     def gradients(self, activations: Activations, weights: list[Tensor], gradient: Tensor) -> list[Tensor]:
         """That of each of ``parameters()``, given ``gradient`` [N, 256], that of the features."""
         inputs, conv1, conv2, features = activations
         weight1, _, weight2, _, weight3, _ = weights
-        gradient = _through_relu(gradient.to(self.compute_dtype), features)
+        gradient = _through_relu(gradient.to(self.compute_dtype, copy=True), features)
         of_weight3, of_bias3 = gradient.t() @ conv2.flatten(1), gradient.sum(0)
-        gradient = _through_relu((gradient @ weight3).view(conv2.shape), conv2)
-        gradient, of_weight2, of_bias2 = _of_convolution(gradient, conv1, weight2, stride=2)
+        gradient = (gradient @ weight3).view(conv2.shape).contiguous(memory_format=torch.channels_last)
+        gradient, of_weight2, of_bias2 = _of_convolution(_through_relu(gradient, conv2), conv1, weight2, stride=2)
         gradient = _through_relu(gradient, conv1)
         _, of_weight1, of_bias1 = _of_convolution(gradient, inputs, weight1, stride=4, of_input=False)
+        if self.center is not None:
+            of_weight1 -= of_bias1.view(-1, 1, 1, 1) * self.center
         return [of_weight1 / 255, of_bias1, of_weight2, of_bias2, of_weight3, of_bias3]
 
 
+def _relu(values: Tensor, out: Tensor | None) -> Tensor:
+    return torch.clamp_min(values, 0, out=values if out is None else out)
+
+
 def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]
+    """In place. Both must have one layout: it is ten times slower where they do not."""
+    return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)  # type: ignore
 
 
 def _of_convolution(

@@ -81,12 +81,15 @@ class A2CProcess:
         self._load_initialization(initialization)
         self.optimizer = _optimizer(self.parameters, config)
         self.path = make_path(config.meta)
-        channels, height, width = self.envs.observations.shape[1:]
-        self.center = self._find_center()
-        self.inputs = torch.empty(  # [T, B, C, H, W], channels-last: the observations of an unroll
-            (agent.unroll, agent.num_envs, height, width, channels),
-            dtype=self.network.encoder.compute_dtype, device=self.device,
-        ).permute(0, 1, 4, 2, 3)  # fmt: skip
+        self.center = self._center()
+        encoder, images = self.network.encoder, self.envs.observations.shape[1:]
+        # Of all passes of an unroll, [(T + 1)·B, …]: a pass over anything makes room for what they are to write.
+        room = encoder.activations(
+            torch.zeros(((agent.unroll + 1) * agent.num_envs, *images), device=self.device), encoder.weights()
+        )
+        self.unroll = Activations(*(layer[: agent.unroll * agent.num_envs] for layer in room))
+        by_pass = zip(*(torch.split(layer, agent.num_envs) for layer in room), strict=True)
+        self.passes = [Activations(*layers) for layers in by_pass]
         self.actions_rng = torch.Generator().manual_seed(action_seed >> 1)
         self.num_updates = 0
         self.segment = _Segment()
@@ -135,33 +138,28 @@ class A2CProcess:
         """Acts for T steps; returns the loss of what came of it, and writes its gradient into ``out``."""
         network = self.network
         weights = network.encoder.weights()
-        trace, actions, rewards, discounts = [], [], [], []
-        for inputs in self.inputs:
-            self._see(self.envs.observations, out=inputs)
-            activations = network.encoder.activations(inputs, weights)
+        actions, steps = [], []
+        *acting, last = self.passes
+        for activations in acting:
+            inputs = self._see(self.envs.observations, out=activations.inputs)
+            network.encoder.activations(inputs, weights, out=activations)
             with torch.no_grad():
                 logits, _ = network.heads(activations.features.float())
             chosen = self._sample(logits)
-            step = self.envs.step(chosen.numpy())
-            step_rewards, step_discounts = self._targets(step)
-            trace.append(activations)
             actions.append(chosen)
-            rewards.append(step_rewards)
-            discounts.append(step_discounts)
+            steps.append(self.envs.step(chosen.numpy()))
         with torch.no_grad():
-            following = network.encoder.activations(self._see(self.envs.observations), weights)
-            bootstrap = network.heads(following.features.float())[1]
-        returns = n_step_returns(self._stack(rewards), self._stack(discounts), bootstrap)
+            network.encoder.activations(self._see(self.envs.observations, out=last.inputs), weights, out=last)
+            bootstrap = network.heads(last.features.float())[1]
+        returns = n_step_returns(*self._targets(steps), bootstrap)
 
-        layers = list(zip(*trace, strict=True))[1:]
-        unroll = Activations(self.inputs.flatten(0, 1), *map(torch.cat, layers))
-        features = unroll.features.float().requires_grad_()
+        features = self.unroll.features.float().requires_grad_()
         logits, values = network.heads(features)
-        rollout = _Rollout(self._stack(actions), returns, values.detach())
+        rollout = _Rollout(torch.stack(actions).to(self.device), returns, values.detach())
         loss = self._loss(logits, values, rollout)
         heads = [*network.policy.parameters(), *network.value.parameters()]
         of_features, *of_heads = torch.autograd.grad(loss.total, [features, *heads])
-        gradients = [*network.encoder.gradients(unroll, weights, of_features), *of_heads]
+        gradients = [*network.encoder.gradients(self.unroll, weights, of_features), *of_heads]
         for part, gradient in zip(split_like(out, network), gradients, strict=True):
             part.copy_(gradient)
         return A2CLoss(*(term.detach() for term in loss)), rollout
@@ -182,30 +180,32 @@ class A2CProcess:
         give equal bits."""
         encoder = self.network.encoder
         weights = encoder.weights()
-        features = torch.cat([encoder.activations(inputs, weights).features for inputs in self.inputs])
+        features = torch.cat([encoder.activations(acting.inputs, weights).features for acting in self.passes[:-1]])
         return self._loss(*self.network.heads(features.float()), rollout).total
 
-    def _targets(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Clipped rewards [B] and discounts [B]; counts the rewards and episodes of the segment.
+    def _targets(self, steps: list[Step]) -> tuple[Tensor, Tensor]:
+        """Clipped rewards [T, B] and discounts [T, B]; counts the rewards and episodes of the segment.
 
         An episode that was cut by the frame limit did not end: the value of its last observation is added
         to its reward, and its discount is 0 since what the environment shows next is another game.
         """
         agent = self.config.agent
-        rewards = torch.from_numpy(step.rewards.copy())
+        rewards = torch.from_numpy(np.stack([step.rewards for step in steps]))
         if agent.reward_clip is not None:
-            rewards = rewards.clamp(-agent.reward_clip, agent.reward_clip)
+            rewards.clamp_(-agent.reward_clip, agent.reward_clip)
         self.segment.clipped_reward += float(rewards.sum())
-        for episode in step.episodes:
-            self.segment.episodes += 1
-            self.segment.score += episode.score
-            self.segment.episode_length += episode.length
-        for env, observation in step.final_observations.items():
-            with torch.no_grad():
-                value = self.network(self._see(observation[None]))[1]
-            rewards[env] += agent.discount * float(value)
-        discounts = torch.from_numpy(~(step.terminated | step.truncated)).float() * agent.discount
-        return rewards, discounts
+        for t, step in enumerate(steps):
+            for episode in step.episodes:
+                self.segment.episodes += 1
+                self.segment.score += episode.score
+                self.segment.episode_length += episode.length
+            for env, observation in step.final_observations.items():
+                with torch.no_grad():
+                    value = self.network(self._see(observation[None]))[1]
+                rewards[t, env] += agent.discount * float(value)
+        ended = np.stack([step.terminated | step.truncated for step in steps])
+        discounts = torch.from_numpy(~ended).float() * agent.discount
+        return rewards.to(self.device), discounts.to(self.device)
 
     def _sample(self, logits: Tensor) -> Tensor:
         """Actions [B] (CPU) from the policy, by the Gumbel trick: argmax(logits + noise)."""
@@ -229,19 +229,23 @@ class A2CProcess:
         out = seen.to(self.device, self.network.encoder.compute_dtype) if out is None else out.copy_(seen)
         return out if self.center is None else out.sub_(self.center)
 
-    def _find_center(self) -> Tensor | None:
-        """[1, C, H, W]: what is subtracted from each observation; None where nothing is. A background far from zero is
-        an offset common to all weights of the first layer, with which Pong (87 of 255) is learned far more slowly."""
+    def _center(self) -> Tensor | None:
+        """Has the game's background taken from what the network sees: one far from zero is an offset common to all
+        weights of the first layer, with which Pong (87 of 255) is learned far more slowly.
+
+        The encoder folds it into its first layer for nothing; in bf16 too little would be left of the differences.
+        Returns what is to be taken from each observation there: [1, C, H, W], or None."""
         channels = background(self.task.name, self.config.env)
         if not any(channels):
             return None
+        encoder = self.network.encoder
+        center = torch.tensor(channels, dtype=encoder.compute_dtype, device=self.device).view(1, -1, 1, 1)
+        if encoder.compute_dtype == torch.float32:
+            encoder.center = center
+            return None
         # A whole image in the layout of the observations: subtracting one number a channel is ten times slower.
-        center = torch.tensor(channels).view(1, -1, 1, 1).expand(1, *self.envs.observations.shape[1:])
-        center = center.contiguous(memory_format=torch.channels_last)
-        return center.to(self.device, self.network.encoder.compute_dtype)
-
-    def _stack(self, steps: list[Tensor]) -> Tensor:
-        return torch.stack(steps).to(self.device)
+        center = center.expand(1, *self.envs.observations.shape[1:])
+        return center.contiguous(memory_format=torch.channels_last)
 
     def _cut_segment(self, sequence: int) -> Increment:
         """The increment of the segment that ends here, and its statistics (means; see docs/metrics.md)."""
