@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from leap_rl.config import Config, parse_config
 
 
@@ -43,3 +46,20 @@ def tiny_config(**dotted_overrides: Any) -> Config:
 def another_process() -> ProcessPoolExecutor:
     """One interpreter started afresh: it inherits nothing, so what it is to know must be sent to it."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def screens(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator())
+
+
+def randomize_biases(module: nn.Module) -> None:
+    """They start at zero, where a test could not see them."""
+    rng = generator(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from leap_rl.config import EnvConfig
 from leap_rl.processes import atari
 from leap_rl.processes.atari import AtariVector, Episode
+from leap_rl.processes.emulators import take
 from leap_rl.tasks import open_game, parse_game
 from tests.helpers import another_process
 
@@ -294,8 +295,8 @@ def test_every_frame_is_counted_no_ops_included(monkeypatch: pytest.MonkeyPatch)
             acted += 1
             return self._emulator.act(action)
 
-    opened = atari._open
-    monkeypatch.setattr(atari, "_open", lambda *arguments: Counting(opened(*arguments)))
+    monkeypatch.setattr(atari, "take", lambda game, count: [Counting(emulator) for emulator in take(game, count)])
+    monkeypatch.setattr(atari, "give_back", lambda *_: None)
     vector = make("breakout", EnvConfig(max_episode_frames=301), num_envs=2)
     assert vector.num_frames == acted > 0
     for row in draw_actions(vector, 300):

@@ -8,6 +8,7 @@ environment on one core, and only they can be snapshotted (docs/adr/0002-emulato
 Sticky actions are ours, not ALE's: an emulator's snapshot does not hold the action that ALE would repeat.
 """
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leap_rl.config import EnvConfig
-from leap_rl.tasks import Game, catalogue, open_game, parse_game
+from leap_rl.processes.emulators import give_back, take
+from leap_rl.tasks import Game, catalogue, parse_game
 from leap_rl.types import Tensors
 
 cv2.setNumThreads(0)  # one thread: resizing is called from threads that own a core already
@@ -47,16 +49,17 @@ class Step(NamedTuple):
 class AtariVector:
     """``num_envs`` copies of one game, stepped together; a game that ends starts anew in the same step.
 
-    Every environment has its own emulator seed; sticky actions and no-op counts come from one generator of
+    Emulators are deterministic; sticky actions and no-op counts come from one generator of
     the vector. C is ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills
     the stack with its first frame. A game that ends within the skipped frames shows the frames it still had.
     """
 
     def __init__(self, game: Game, num_envs: int, config: EnvConfig, seed: int, num_threads: int = 1) -> None:
-        emulator_seeds, rng_seed = np.random.SeedSequence(seed).spawn(2)
+        _, rng_seed = np.random.SeedSequence(seed).spawn(2)
         self.num_envs = num_envs
         self.config = config
-        self._emulators = [_open(game, int(value) >> 1) for value in emulator_seeds.generate_state(num_envs, np.uint32)]
+        self._emulators = take(game, num_envs)
+        weakref.finalize(self, give_back, game, self._emulators).atexit = False
         first = self._emulators[0]
         actions = first.getLegalActionSet() if config.full_action_space else first.getMinimalActionSet()
         self._actions = np.array([action.value for action in actions])  # ALE's numbers; 0 is NOOP
@@ -250,12 +253,3 @@ def background(game: str, config: EnvConfig) -> list[int]:
     """What ``env.center`` takes from each channel of a game's observations: zeros where it takes nothing."""
     grey, *colors = catalogue()[parse_game(game).rom].background if config.center == "background" else (0, 0, 0, 0)
     return (colors if config.color == "rgb" else [grey]) * config.frame_stack
-
-
-def _open(game: Game, seed: int) -> ale_py.ALEInterface:
-    emulator = open_game(game.rom, seed)
-    if game.mode is not None:
-        emulator.setMode(game.mode)
-    if game.difficulty is not None:
-        emulator.setDifficulty(game.difficulty)
-    return emulator
