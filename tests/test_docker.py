@@ -76,6 +76,12 @@ def test_one_container_trains_alone(docker, fingerprint):
     assert json.loads(done.stdout)["fingerprint"] == fingerprint
 
 
+def test_it_has_what_reports_and_glyphs_are_drawn_with(docker):
+    """Among what is removed from the packages nothing is missing either."""
+    code = "import leap_rl.evaluation.figures, leap_rl.evaluation.statistics, leap_rl.processes.classification.glyphs"
+    docker.run("run", "--rm", "--entrypoint", "python", IMAGE, "-c", f"import matplotlib; {code}")
+
+
 @pytest.fixture
 def steps(tmp_path):
     """The gradient steps of the workers in containers, where their folder has another name and they are not root."""
