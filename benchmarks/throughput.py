@@ -115,12 +115,13 @@ def rate(step: Callable[[], int], seconds: float) -> float:
 def measure(config: Config, game: str, seconds: float) -> dict[str, float]:
     """Medians over rounds, agent steps per second of one core."""
     torch.set_num_threads(1)
+    train = training(config, game)  # first, as in a worker: where it lies in memory makes a difference of some percent
     networks = {
         "encoder": encoder(config, num_actions=6),
         "autograd": plain(config, 6, torch.contiguous_format),
         "autograd_channels_last": plain(config, 6, torch.channels_last),
     }
-    steps = {"raw_emulation": emulation(config, game), **networks, "agent_steps_per_second": training(config, game)}
+    steps = {"raw_emulation": emulation(config, game), **networks, "agent_steps_per_second": train}
     for step in steps.values():
         rate(step, 0.5)
     rounds = [{name: rate(step, seconds / ROUNDS / len(steps)) for name, step in steps.items()} for _ in range(ROUNDS)]
