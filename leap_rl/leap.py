@@ -36,7 +36,7 @@ What the equation leaves open, and what is done here:
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -79,7 +79,7 @@ class PathAccumulator:
         self._gradient: dict[str, Tensor] = {}  # ∇fⁱ
         self._handed_over = False  # ∇fⁱ is: one of a few that the caller has, which can wait to be added
         self._loss = math.nan  # f(ψⁱ)
-        self._move: dict[Hashable, Tensor] = {}  # scratch for Δθⁱ, by name; where only its norm is asked for, by shape
+        self._move: dict[str, Tensor] = {}  # Δθⁱ, where more than its norm is asked for
         self._clear_sums()
 
     def _clear_sums(self) -> None:
@@ -198,10 +198,10 @@ class PathAccumulator:
             self._start = {name: value.clone() for name, value in self._point.items()}
         squared_norm = 0.0
         for name, point in self._point.items():  # all of one tensor before the next: it is in the cache
-            key = name if self.metric == "length" else (point.shape, point.dtype, point.device)
-            if key not in self._move:
-                self._move[key] = torch.empty_like(point)
-            squared_norm += _squared_norm(torch.sub(parameters[name], point, out=self._move[key]))
+            if self.metric == "length" and name not in self._move:
+                self._move[name] = torch.empty_like(point)
+            move = torch.sub(parameters[name], point, out=self._move.get(name, point))
+            squared_norm += _squared_norm(move)
             point.copy_(parameters[name])
         loss_change = loss - self._loss if self.use_loss else 0.0
         squared_norm += loss_change * loss_change

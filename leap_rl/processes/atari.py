@@ -49,9 +49,9 @@ class Step(NamedTuple):
 class AtariVector:
     """``num_envs`` copies of one game, stepped together; a game that ends starts anew in the same step.
 
-    Emulators are deterministic; sticky actions and no-op counts come from one generator of
-    the vector. C is ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills
-    the stack with its first frame. A game that ends within the skipped frames shows the frames it still had.
+    Emulators are deterministic; sticky actions and no-op counts come from one generator of the vector. C is
+    ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills the stack with its first
+    frame. A game that ends within the skipped frames shows the frames it still had.
     """
 
     def __init__(self, game: Game, num_envs: int, config: EnvConfig, seed: int, num_threads: int = 1) -> None:
@@ -153,6 +153,7 @@ class AtariVector:
                 captures[1]()
             rewards[env] = reward
             num_frames += emulator.getEpisodeFrameNumber() - before
+        # After all of them: what NumPy and cv2 do in between slows an emulator down.
         first, second = self._frames[:, envs]
         self._shrinker.shrink(np.maximum(first, second, out=first), envs)
         stacks, depth = self._stacks[envs], self._channels
