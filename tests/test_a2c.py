@@ -16,7 +16,7 @@ from leap_rl.processes.a2c.network import ActorCritic, initial_parameters
 from leap_rl.processes.a2c.process import A2CProcess
 from leap_rl.processes.atari import Step, background
 from leap_rl.types import Increment, Task, TaskError
-from tests.helpers import another_process, randomize_biases, screens, tiny_config
+from tests.helpers import another_process, screens, tiny_config
 
 TASK = Task(meta_step=0, slot=1, name="space_invaders", seed=11)
 
@@ -124,7 +124,6 @@ def test_an_update_is_one_step_of_the_optimizer_on_the_loss_of_what_was_seen(opt
         }
     )  # fmt: skip
     process = start(config, Task(0, 0, "pong", seed=11))
-    randomize_biases(process.network)  # with none, what shows the background only is 0, the kink of ReLU, or rounded
     copy = ActorCritic(config, process.envs.num_actions)
     copy.load_state_dict(process.network.state_dict())
     observations, steps, actions = [torch.from_numpy(process.envs.observations.copy())], [], []

@@ -51,12 +51,16 @@ class Encoder(nn.Module):
         """The parameters in the compute dtype. Pixels stay 0..255, which both dtypes hold exactly: the scale
         1/255 is folded into the first weights, and the center into their bias."""
         scaled = [self.conv1.weight / 255, *list(self.parameters())[1:]]
-        if self.center is not None:
-            scaled[1] = scaled[1] - (scaled[0] * self.center).sum((1, 2, 3))
         images = torch.channels_last
-        return [
+        weights = [
             w.to(self.compute_dtype, memory_format=images if w.ndim == 4 else torch.preserve_format) for w in scaled
         ]
+        if self.center is not None:
+            # By the convolution itself: what shows nothing but the background is then 0 exactly where its bias is, as
+            # in a fresh network, and not on either side of ReLU's kink by chance.
+            patch = self.center.expand(-1, -1, *self.conv1.kernel_size).contiguous(memory_format=images)
+            weights[1] = weights[1] - F.conv2d(patch, weights[0]).flatten()
+        return weights
 
     @torch.no_grad()
     def activations(self, observations: Tensor, weights: list[Tensor], out: Activations | None = None) -> Activations:
