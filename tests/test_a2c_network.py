@@ -87,26 +87,6 @@ def test_in_fp32_its_gradients_are_those_of_plain_layers() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
-def test_a_center_that_is_folded_into_the_weights_is_one_taken_from_the_pixels() -> None:
-    """Another one of each channel; features and gradients."""
-    config = tiny_config(**{"env.color": "rgb", "env.frame_stack": 2})
-    folded, plain = network(config).encoder, network(config).encoder
-    for encoder in (folded, plain):
-        randomize_biases(encoder)
-    plain.load_state_dict(folded.state_dict())
-    observations = screens(5, 6, 84, 84)
-    center = torch.tensor([144.0, 72.0, 17.0, 0.0, 255.0, 3.0]).view(1, -1, 1, 1)
-    folded.center = center
-    found, expected = folded(observations), plain(observations.float() - center)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    for features in (found, expected):
-        features.square().sum().backward()
-    for ours, theirs in zip(folded.parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
-
-
 def test_bf16_is_close_to_fp32_forward_and_backward() -> None:
     """bf16 keeps 8 bits: 3 % of the largest feature, 5 % of the gradient's norm."""
     observations, features, gradients = screens(8, 4, 84, 84), [], []

@@ -36,7 +36,6 @@ class Encoder(nn.Module):
     def __init__(self, num_channels: int, screen_size: int, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.compute_dtype = compute_dtype
-        self.center: Tensor | None = None  # [1, C, 1, 1], to be taken from all pixels of a channel
         self.conv1 = nn.Conv2d(num_channels, 16, kernel_size=8, stride=4)
         self.conv2 = nn.Conv2d(16, 32, kernel_size=4, stride=2)
         side = ((screen_size - 8) // 4 + 1 - 4) // 2 + 1
@@ -49,18 +48,12 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def weights(self) -> list[Tensor]:
         """The parameters in the compute dtype. Pixels stay 0..255, which both dtypes hold exactly: the scale
-        1/255 is folded into the first weights, and the center into their bias."""
+        1/255 is folded into the first weights."""
         scaled = [self.conv1.weight / 255, *list(self.parameters())[1:]]
         images = torch.channels_last
-        weights = [
+        return [
             w.to(self.compute_dtype, memory_format=images if w.ndim == 4 else torch.preserve_format) for w in scaled
         ]
-        if self.center is not None:
-            # By the convolution itself: what shows nothing but the background is then 0 exactly where its bias is, as
-            # in a fresh network, and not on either side of ReLU's kink by chance.
-            patch = self.center.expand(-1, -1, *self.conv1.kernel_size).contiguous(memory_format=images)
-            weights[1] = weights[1] - F.conv2d(patch, weights[0]).flatten()
-        return weights
 
     @torch.no_grad()
     def activations(self, observations: Tensor, weights: list[Tensor], out: Activations | None = None) -> Activations:
@@ -83,8 +76,6 @@ class Encoder(nn.Module):
         gradient, of_weight2, of_bias2 = _of_convolution(_through_relu(gradient, conv2), conv1, weight2, stride=2)
         gradient = _through_relu(gradient, conv1)
         _, of_weight1, of_bias1 = _of_convolution(gradient, inputs, weight1, stride=4, of_input=False)
-        if self.center is not None:
-            of_weight1 -= of_bias1.view(-1, 1, 1, 1) * self.center
         return [of_weight1 / 255, of_bias1, of_weight2, of_bias2, of_weight3, of_bias3]
 
 

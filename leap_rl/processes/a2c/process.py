@@ -81,7 +81,7 @@ class A2CProcess:
         self._load_initialization(initialization)
         self.optimizer = _optimizer(self.parameters, config)
         self.path = make_path(config.meta)
-        self.center = self._center()
+        self.center = self._find_center()
         encoder, images = self.network.encoder, self.envs.observations.shape[1:]
         # Of all passes of an unroll, [(T + 1)·B, …]: a pass over anything makes room for what they are to write.
         room = encoder.activations(
@@ -229,23 +229,16 @@ class A2CProcess:
         out = seen.to(self.device, self.network.encoder.compute_dtype) if out is None else out.copy_(seen)
         return out if self.center is None else out.sub_(self.center)
 
-    def _center(self) -> Tensor | None:
-        """Has the game's background taken from what the network sees: one far from zero is an offset common to all
-        weights of the first layer, with which Pong (87 of 255) is learned far more slowly.
-
-        The encoder folds it into its first layer for nothing; in bf16 too little would be left of the differences.
-        Returns what is to be taken from each observation there: [1, C, H, W], or None."""
+    def _find_center(self) -> Tensor | None:
+        """[1, C, H, W]: what is subtracted from each observation; None where nothing is. A background far from zero is
+        an offset common to all weights of the first layer, with which Pong (87 of 255) is learned far more slowly."""
         channels = background(self.task.name, self.config.env)
         if not any(channels):
             return None
-        encoder = self.network.encoder
-        center = torch.tensor(channels, dtype=encoder.compute_dtype, device=self.device).view(1, -1, 1, 1)
-        if encoder.compute_dtype == torch.float32:
-            encoder.center = center
-            return None
         # A whole image in the layout of the observations: subtracting one number a channel is ten times slower.
-        center = center.expand(1, *self.envs.observations.shape[1:])
-        return center.contiguous(memory_format=torch.channels_last)
+        center = torch.tensor(channels).view(1, -1, 1, 1).expand(1, *self.envs.observations.shape[1:])
+        center = center.contiguous(memory_format=torch.channels_last)
+        return center.to(self.device, self.network.encoder.compute_dtype)
 
     def _cut_segment(self, sequence: int) -> Increment:
         """The increment of the segment that ends here, and its statistics (means; see docs/metrics.md)."""
