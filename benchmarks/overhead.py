@@ -1,8 +1,8 @@
 """What Leap's pass over the path adds to plain A2C, and what streaming and durability add to both.
 
-    python -m benchmarks.overhead --game pong --rounds 20 --json
+    python -m benchmarks.overhead --game pong --rounds 100 --json
 
-Leap's pass is what whole updates take longer than without it, in pairs. A segment's end (taking the state of the
+Leap's pass is what whole updates take longer than without it, in turns. A segment's end (taking the state of the
 process, packing the increment, making both durable on a local path) is timed by itself, and compared with the updates
 of a segment of the configured length.
 """

@@ -35,7 +35,7 @@ ROUNDS = 3
 
 def emulation(config: Config, game: str) -> Callable[[], int]:
     """One agent step in each environment, nothing but emulation."""
-    emulators = [open_game(game, seed) for seed in range(config.agent.num_envs)]
+    emulators = [open_game(game) for _ in range(config.agent.num_envs)]
     actions = emulators[0].getMinimalActionSet()
     rng = np.random.default_rng(0)
 

@@ -18,6 +18,7 @@ from leap_rl.processes.atari import Step, background
 from leap_rl.types import Increment, Task, TaskError
 from tests.helpers import another_process, screens, tiny_config
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TASK = Task(meta_step=0, slot=1, name="space_invaders", seed=11)
 
 
@@ -25,12 +26,6 @@ TASK = Task(meta_step=0, slot=1, name="space_invaders", seed=11)
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
     with another_process() as pool:
         yield pool
-
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread() -> None:
-    """As in the process, so that no test depends on which ran before it."""
-    torch.set_num_threads(1)
 
 
 def start(config: Config, task: Task = TASK) -> A2CProcess:

@@ -9,11 +9,7 @@ from leap_rl.processes.a2c.network import ActorCritic, initial_parameters
 from leap_rl.run import fingerprint
 from tests.helpers import generator, randomize_biases, screens, tiny_config
 
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread() -> None:
-    """As in the process, so that no test depends on which ran before it."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def network(config: Config, num_actions: int = 6, seed: int = 0) -> ActorCritic:

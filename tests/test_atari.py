@@ -178,7 +178,7 @@ def shrink(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("color", ["grey", "rgb"])
 def test_the_stack_is_oldest_first_and_a_new_game_fills_it_with_its_first_frame(color: str) -> None:
     vector = make("breakout", with_(PLAIN, color=color, frame_stack=3))
-    emulator = open_game("breakout", vector._emulators[0].getInt("random_seed"))
+    emulator = open_game("breakout")
     emulator.reset_game()
     shown = [shrink(screen(emulator, color))] * 3
     ended = 0
@@ -212,7 +212,7 @@ def test_a_game_cut_within_the_skipped_frames_shows_the_frames_it_had(color: str
     limit = 12 * 4 + frames_left
     vector = make("pong", with_(PLAIN, color=color, max_episode_frames=limit))
     depth = len(vector.observations[0]) // 4
-    emulator = open_game("pong", vector._emulators[0].getInt("random_seed"))
+    emulator = open_game("pong")
     emulator.reset_game()
     actions = draw_actions(vector, 13)
     for action in actions[:-1]:

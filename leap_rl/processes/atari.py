@@ -55,7 +55,7 @@ class AtariVector:
     """
 
     def __init__(self, game: Game, num_envs: int, config: EnvConfig, seed: int, num_threads: int = 1) -> None:
-        _, rng_seed = np.random.SeedSequence(seed).spawn(2)
+        _, rng_seed = np.random.SeedSequence(seed).spawn(2)  # the second: a seed's fingerprint must not change
         self.num_envs = num_envs
         self.config = config
         self._emulators = take(game, num_envs)

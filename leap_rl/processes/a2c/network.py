@@ -57,7 +57,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def activations(self, observations: Tensor, weights: list[Tensor], out: Activations | None = None) -> Activations:
-        """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU, in ``out`` where that is given."""
+        """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU; all but the inputs in ``out``, if given."""
         weight1, bias1, weight2, bias2, weight3, bias3 = weights
         inputs = observations.to(self.compute_dtype, memory_format=torch.channels_last)
         conv1 = _relu(F.conv2d(inputs, weight1, bias1, stride=4), out and out.conv1)
