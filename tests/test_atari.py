@@ -107,6 +107,9 @@ def gymnasium_twin(vector: AtariVector, name: str, **preprocessing: Any) -> Atar
         ("Breakout", 300, {"max_episode_frames": 207, "frame_stack": 2}),
         ("Breakout", 700, {"frame_skip": 1}),
         ("Asterix", 500, {"frame_skip": 2}),
+        ("AirRaid", 250, {"max_episode_frames": 407}),  # PAL
+        ("Carnival", 250, {"max_episode_frames": 407, "color": "rgb"}),  # 214 lines
+        ("Pooyan", 250, {"max_episode_frames": 407}),  # 220
     ],
 )
 def test_pixels_rewards_and_ends_are_those_of_gymnasium(name: str, num_steps: int, changes: dict[str, Any]) -> None:

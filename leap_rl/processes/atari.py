@@ -14,7 +14,6 @@ from functools import partial
 from typing import NamedTuple
 
 import ale_py
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,10 +21,9 @@ from torch import Tensor
 
 from leap_rl.config import EnvConfig
 from leap_rl.processes.emulators import give_back, take
+from leap_rl.processes.screens import Shrinker
 from leap_rl.tasks import Game, catalogue, parse_game
 from leap_rl.types import Tensors
-
-cv2.setNumThreads(0)  # one thread: resizing is called from threads that own a core already
 
 
 class Episode(NamedTuple):
@@ -67,13 +65,15 @@ class AtariVector:
         self._rng = torch.Generator().manual_seed(int(rng_seed.generate_state(1)[0]))
 
         grey, size = config.color == "grey", config.screen_size
-        screen = first.getScreenDims() if grey else (*first.getScreenDims(), 3)
-        self._frames = np.zeros((2, num_envs, *screen), np.uint8)  # the last two raw frames
-        self._shrinker = _Shrinker(num_envs, screen, size)
+        screen = first.getScreenDims()
+        # The last two frames of this step and of the one before, in turn: [2, 2, B, height, width], in ALE's colours.
+        self._frames = np.zeros((2, 2, num_envs, *screen), np.uint8)
+        self._turn = 0
+        self._shrinker = Shrinker(num_envs, screen, size, grey)
         self._channels = 1 if grey else 3
-        self._captures = [  # env → what writes its screen into either of its frames
-            [partial(e.getScreenGrayscale if grey else e.getScreenRGB, self._frames[i, env]) for i in range(2)]
-            for env, e in enumerate(self._emulators)
+        self._captures = [  # turn → env → what writes its screen into either of its frames
+            [[partial(e.getScreen, frames[i, env]) for i in range(2)] for env, e in enumerate(self._emulators)]
+            for frames in self._frames
         ]
         # Channels-last in memory: the layout that convolutions are fast in.
         self._stacks = np.zeros((num_envs, size, size, self._channels * config.frame_stack), np.uint8)
@@ -99,6 +99,7 @@ class AtariVector:
             raise IndexError(f"actions must be {self.num_envs} numbers in [0, {self.num_actions}), not {actions}")
         played = self._stick(self._actions[actions]).tolist()
         rewards = np.zeros(self.num_envs, np.float32)
+        self._turn = 1 - self._turn
         self.num_frames += sum(self._map(lambda envs: self._act(envs, played, rewards), self._slices))
         self._scores += rewards
         self._lengths += 1
@@ -139,7 +140,7 @@ class AtariVector:
         skip, limit = self.config.frame_skip, self.config.max_episode_frames
         num_frames = 0
         for env in range(envs.start, envs.stop):
-            emulator, captures = self._emulators[env], self._captures[env]
+            emulator, captures = self._emulators[env], self._captures[self._turn][env]
             before = emulator.getEpisodeFrameNumber()
             allowed = played[env][: limit - before]  # the frames that the frame limit leaves
             num_shown = 2 if len(allowed) == skip > 1 else 1
@@ -154,8 +155,7 @@ class AtariVector:
             rewards[env] = reward
             num_frames += emulator.getEpisodeFrameNumber() - before
         # After all of them: what NumPy and cv2 do in between slows an emulator down.
-        first, second = self._frames[:, envs]
-        self._shrinker.shrink(np.maximum(first, second, out=first), envs)
+        self._shrinker.shrink(self._frames[self._turn, :, envs], self._frames[1 - self._turn, :, envs], envs)
         stacks, depth = self._stacks[envs], self._channels
         flat = stacks.reshape(-1)
         flat[:-depth] = flat[depth:]  # every pixel's channels move up; the last of each are written next
@@ -177,9 +177,12 @@ class AtariVector:
             self.num_frames += noops
         self._scores[env] = self._lengths[env] = self._held[env] = 0
         self._lives[env] = emulator.lives()
-        self._captures[env][0]()
+        other = 1 - self._turn
+        for capture in self._captures[other][env]:
+            capture()
         this = slice(env, env + 1)
-        self._shrinker.shrink(self._frames[0, this], this)
+        self._shrinker.shrink(self._frames[other, :, this], self._frames[self._turn, :, this], this)
+        self._frames[self._turn, :, env] = self._frames[other, :, env]
         self._stacks[env] = np.tile(self._shrinker.images[env], self.config.frame_stack)
 
     def state(self) -> dict[str, Tensor]:
@@ -213,44 +216,7 @@ class AtariVector:
             emulator.restoreState(snapshot)
 
 
-class _Shrinker:
-    """cv2.resize by area to the same bits, of what has changed since an environment's last frame only.
-
-    Where height / size is a fraction p / q that floating point holds exactly (210 / 84 = 5 / 2), every p rows of a
-    frame become q rows of the image by themselves, with the same weights: only groups of p rows that changed are
-    resized, all in one call. Elsewhere weights are rounded differently from group to group, and a whole frame is one.
-    """
-
-    def __init__(self, num_envs: int, screen: tuple[int, ...], size: int) -> None:
-        rows, rows_out = (1 / (size / screen[0])).as_integer_ratio()  # the scale as cv2 computes it
-        if size % rows_out:
-            rows, rows_out = screen[0], size
-        self._num_groups = size // rows_out  # of a frame
-        self._last = np.zeros((num_envs * self._num_groups, rows, *screen[1:]), np.uint8)
-        self._result = np.zeros((len(self._last), rows_out, size, *screen[2:]), np.uint8)
-        self.images = self._result.reshape(num_envs, size, size, -1)
-
-    def shrink(self, frames: NDArray[np.uint8], envs: slice) -> None:
-        """Makes ``images`` [envs, size, size, 1 or 3] those of ``frames`` [envs, height, width] or [envs, height,
-        width, 3]."""
-        groups_of = slice(envs.start * self._num_groups, envs.stop * self._num_groups)
-        last, result = self._last[groups_of], self._result[groups_of]
-        groups = frames.reshape(last.shape)
-        # The screen is 160 wide: rows are whole words of 8 bytes.
-        words, last_words = (array.reshape(len(last), -1).view(np.uint64) for array in (groups, last))
-        changed = (words != last_words).any(axis=1).nonzero()[0]
-        _, rows_out, size, *channels = result.shape
-        at_once = 1 if self._num_groups == 1 else max(len(changed), 1)
-        for these in changed.reshape(-1, at_once):
-            strip = groups[these]
-            last[these] = strip
-            strip = cv2.resize(
-                strip.reshape(-1, *frames.shape[2:]), (size, len(these) * rows_out), interpolation=cv2.INTER_AREA
-            )
-            result[these] = strip.reshape(len(these), rows_out, size, *channels)
-
-
 def background(game: str, config: EnvConfig) -> list[int]:
     """What ``env.center`` takes from each channel of a game's observations: zeros where it takes nothing."""
-    grey, *colors = catalogue()[parse_game(game).rom].background if config.center == "background" else (0, 0, 0, 0)
-    return (colors if config.color == "rgb" else [grey]) * config.frame_stack
+    grey, *rgb = catalogue()[parse_game(game).rom].background if config.center == "background" else (0, 0, 0, 0)
+    return (rgb if config.color == "rgb" else [grey]) * config.frame_stack
