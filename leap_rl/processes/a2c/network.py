@@ -21,7 +21,7 @@ class Activations(NamedTuple):
 
     inputs: Tensor  # [N, C, H, W], 0..255 in the compute dtype
     conv1: Tensor  # [N, 16, H', W']
-    conv2: Tensor  # [N, 32, H'', W'']
+    conv2: Tensor  # [N, 32, H'', W''], not channels-last: the linear layer takes it as it is
     features: Tensor  # [N, 256]
 
 
@@ -61,25 +61,34 @@ class Encoder(nn.Module):
         weight1, bias1, weight2, bias2, weight3, bias3 = weights
         inputs = observations.to(self.compute_dtype, memory_format=torch.channels_last)
         conv1 = _relu(F.conv2d(inputs, weight1, bias1, stride=4), out and out.conv1)
-        conv2 = _relu(F.conv2d(conv1, weight2, bias2, stride=2), out and out.conv2)
-        features = _relu(F.linear(conv2.flatten(1), weight3, bias3), out and out.features)
+        conv2 = _relu(F.conv2d(conv1, weight2, bias2, stride=2))
+        conv2 = out.conv2.copy_(conv2) if out else conv2.contiguous()
+        # Not F.linear: with few observations the product takes a third longer in that order.
+        linear = torch.addmm(bias3.unsqueeze(1), weight3, conv2.flatten(1).t()).t()
+        features = out.features.copy_(linear) if out else linear.contiguous()
+        features = _relu(features)
         return Activations(inputs, conv1, conv2, features)
 
     @torch.no_grad()
-    def gradients(self, activations: Activations, weights: list[Tensor], gradient: Tensor) -> list[Tensor]:
-        """That of each of ``parameters()``, given ``gradient`` [N, 256], that of the features."""
+    def gradients(
+        self, activations: Activations, weights: list[Tensor], gradient: Tensor, out: Tensor | None = None
+    ) -> list[Tensor]:
+        """That of each of ``parameters()``, given ``gradient`` [N, 256], that of the features. Nearly all of them are
+        the linear layer's weight: its gradient is written into ``out``, if that is given in the compute dtype."""
         inputs, conv1, conv2, features = activations
         weight1, _, weight2, _, weight3, _ = weights
         gradient = _through_relu(gradient.to(self.compute_dtype, copy=True), features)
-        of_weight3, of_bias3 = gradient.t() @ conv2.flatten(1), gradient.sum(0)
-        gradient = (gradient @ weight3).view(conv2.shape).contiguous(memory_format=torch.channels_last)
-        gradient, of_weight2, of_bias2 = _of_convolution(_through_relu(gradient, conv2), conv1, weight2, stride=2)
+        out = out if out is not None and out.dtype == self.compute_dtype else None
+        of_weight3, of_bias3 = torch.mm(gradient.t(), conv2.flatten(1), out=out), gradient.sum(0)
+        gradient = _through_relu((gradient @ weight3).view(conv2.shape), conv2)
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        gradient, of_weight2, of_bias2 = _of_convolution(gradient, conv1, weight2, stride=2)
         gradient = _through_relu(gradient, conv1)
         _, of_weight1, of_bias1 = _of_convolution(gradient, inputs, weight1, stride=4, of_input=False)
         return [of_weight1 / 255, of_bias1, of_weight2, of_bias2, of_weight3, of_bias3]
 
 
-def _relu(values: Tensor, out: Tensor | None) -> Tensor:
+def _relu(values: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.clamp_min(values, 0, out=values if out is None else out)
 
 

@@ -159,8 +159,9 @@ class A2CProcess:
         loss = self._loss(logits, values, rollout)
         heads = [*network.policy.parameters(), *network.value.parameters()]
         of_features, *of_heads = torch.autograd.grad(loss.total, [features, *heads])
-        gradients = [*network.encoder.gradients(self.unroll, weights, of_features), *of_heads]
-        for part, gradient in zip(split_like(out, network), gradients, strict=True):
+        parts = dict(zip(dict(network.named_parameters()), split_like(out, network), strict=True))
+        of_encoder = network.encoder.gradients(self.unroll, weights, of_features, out=parts["encoder.linear.weight"])
+        for part, gradient in zip(parts.values(), [*of_encoder, *of_heads], strict=True):
             part.copy_(gradient)
         return A2CLoss(*(term.detach() for term in loss)), rollout
 
