@@ -29,13 +29,14 @@ def leap_share(config: Config, game: str, rounds: int) -> dict[str, float]:
     """Processor time of updates with Leap over that of updates without it, in turns. They are of one process: where two
     happen to lie in memory makes more of a difference than Leap."""
     process = A2CProcess(config, Task(0, 0, game, seed=0), initial_parameters(config, seed=0))
-    with_leap = process.path.record, process.gradients
-    without = (lambda *_, **__: None), process.gradients[:1].clone()
+    path, optimizer = process.path, process.optimizer
+    with_leap = path.record, path.moved, process.gradients, optimizer.num_measured
+    without = _nothing, _nothing, process.gradients[:1], 0
     rows = []
     for turn in range(rounds + 1):
         spent = {}
         for arm in (with_leap, without) if turn % 2 else (without, with_leap):
-            process.path.record, process.gradients = arm  # type: ignore[method-assign]
+            path.record, path.moved, process.gradients, optimizer.num_measured = arm  # type: ignore[method-assign]
             spent[arm is with_leap] = processor_time(process)
         rows.append((spent[True], spent[False]))
     shares = [more / less - 1 for more, less in rows[1:]]
@@ -44,6 +45,10 @@ def leap_share(config: Config, game: str, rounds: int) -> dict[str, float]:
         "leap_share_standard_error": round(1.25 * stdev(shares) / len(shares) ** 0.5, 4),  # of a median
         "leap_seconds_per_update": round(median(more - less for more, less in rows[1:]), 6),
     }
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """In place of what Leap is told."""
 
 
 def processor_time(process: A2CProcess) -> float:

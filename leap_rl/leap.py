@@ -78,6 +78,8 @@ class PathAccumulator:
         self._point: dict[str, Tensor] = {}  # ψⁱ, the newest point
         self._gradient: dict[str, Tensor] = {}  # ∇fⁱ
         self._handed_over = False  # ∇fⁱ is: one of a few that the caller has, which can wait to be added
+        self._kept = True  # whether _point is ψⁱ, or one before it
+        self._squared_move: float | None = None  # ‖ψⁱ⁺¹ − ψⁱ‖², where moved() has told
         self._loss = math.nan  # f(ψⁱ)
         self._move: dict[str, Tensor] = {}  # Δθⁱ, where more than its norm is asked for
         self._clear_sums()
@@ -100,13 +102,16 @@ class PathAccumulator:
         gradients: Mapping[str, Tensor],
         gradient_norm: float = math.nan,
         hand_over: bool = False,
+        keep_point: bool = True,
     ) -> None:
         """Records the point (ψⁱ, f(ψⁱ)) and the gradient ∇fⁱ taken there.
 
         ``parameters`` and ``gradients`` map the same names to tensors of the same shapes at every call.
         ``gradient_norm`` may be the norm of a vector that holds them all: where it is finite so are they. With
         ``hand_over`` the gradients are not copied: they must not change until ``HELD`` more points are recorded.
-        Raises ValueError where names or shapes differ, RuntimeError after :meth:`finish`.
+        Without ``keep_point`` the parameters are not copied where :meth:`moved` made it unnecessary: it must be called
+        again then, and the increment is not to be had before a point is kept. Raises ValueError where names or shapes
+        differ, RuntimeError after :meth:`finish`.
         """
         if self.finished:
             raise RuntimeError("record() after finish(): the path is closed")
@@ -124,7 +129,7 @@ class PathAccumulator:
         elif not math.isfinite(gradient_norm) and not _all_finite(gradients):
             self._fail("non-finite gradient")
         elif not first and not self.paired:
-            self._advance(parameters, loss)
+            self._advance(parameters, loss, keep_point)
         elif not _all_finite(parameters):
             self._fail("non-finite parameter")
         if self.failed is not None:
@@ -132,9 +137,22 @@ class PathAccumulator:
         self._loss = loss
         self.num_points += 1
         if self.use_loss:
-            detached = {name: value.detach() for name, value in gradients.items()}
-            self._gradient = detached if hand_over else {name: value.clone() for name, value in detached.items()}
+            kept = {name: value.detach() if value.requires_grad else value for name, value in gradients.items()}
+            self._gradient = kept if hand_over else {name: value.clone() for name, value in kept.items()}
             self._handed_over = hand_over
+
+    @property
+    def takes_norms(self) -> bool:
+        """Whether the norm of a move is all that is needed of it, and :meth:`moved` can tell it."""
+        return self.metric == "energy" and not self.paired
+
+    def moved(self, squared_norm: float) -> None:
+        """The optimizer has moved the parameters from the newest point by Δθ, of which this is ‖Δθ‖²: whoever moves
+        them can measure it while both ends are in the cache. Raises RuntimeError where :attr:`takes_norms` is not so,
+        and where nothing was recorded."""
+        if not self.takes_norms or not self._point:
+            raise RuntimeError("moved() is for the energy of successive losses, after record()")
+        self._squared_move = squared_norm
 
     @torch.no_grad()
     def land(self, parameters: Mapping[str, Tensor], loss: float | Tensor) -> None:
@@ -175,8 +193,11 @@ class PathAccumulator:
     def increment(self) -> dict[str, Tensor]:
         """The meta-gradient of the path since its start or the last :meth:`cut`: name → tensor.
 
-        Zeros for a failed path and for one of a single point; empty if nothing was recorded.
+        Zeros for a failed path and for one of a single point; empty if nothing was recorded. Raises RuntimeError where
+        the newest point was not kept.
         """
+        if not self._kept:
+            raise RuntimeError("the increment up to a point that was recorded without keep_point")
         increment = {name: torch.zeros_like(value) for name, value in self._point.items()}
         if not self.failed:
             self._add_held()
@@ -192,17 +213,17 @@ class PathAccumulator:
         self._clear_sums()
         return increment
 
-    def _advance(self, parameters: Mapping[str, Tensor], loss: float) -> None:
+    def _advance(self, parameters: Mapping[str, Tensor], loss: float, keep_point: bool = True) -> None:
         """Adds the move from the newest point to (``parameters``, ``loss``)."""
         if self.metric == "energy" and not self._start:  # −Δθ telescopes: see increment()
             self._start = {name: value.clone() for name, value in self._point.items()}
-        squared_norm = 0.0
-        for name, point in self._point.items():  # all of one tensor before the next: it is in the cache
-            if self.metric == "length" and name not in self._move:
-                self._move[name] = torch.empty_like(point)
-            move = torch.sub(parameters[name], point, out=self._move.get(name, point))
-            squared_norm += _squared_norm(move)
-            point.copy_(parameters[name])
+        if self._squared_move is None:
+            squared_norm = self._move_to(parameters)
+        else:
+            squared_norm, self._squared_move = self._squared_move, None
+            self._kept = keep_point
+            for name, point in self._point.items() if keep_point else ():
+                point.copy_(parameters[name])
         loss_change = loss - self._loss if self.use_loss else 0.0
         squared_norm += loss_change * loss_change
         if not math.isfinite(squared_norm):
@@ -227,6 +248,18 @@ class PathAccumulator:
         wait = self._handed_over and self.metric == "energy"
         if not wait or len(self._held) == HELD:
             self._add_held()
+
+    def _move_to(self, parameters: Mapping[str, Tensor]) -> float:
+        """Makes ``parameters`` the newest point. Returns ‖Δθ‖², and leaves Δθ where more than that is asked for."""
+        if not self._kept:
+            raise RuntimeError("moved() must follow record() without keep_point")
+        squared_norm = 0.0
+        for name, point in self._point.items():  # all of one tensor before the next: it is in the cache
+            if self.metric == "length" and name not in self._move:
+                self._move[name] = torch.empty_like(point)
+            squared_norm += squared_norm_of(torch.sub(parameters[name], point, out=self._move.get(name, point)))
+            point.copy_(parameters[name])
+        return squared_norm
 
     def _add_held(self) -> None:
         """In the order in which they came, whatever is held: so when it is done decides no bit."""
@@ -255,7 +288,8 @@ class PathAccumulator:
         """Everything the accumulator holds, as named tensors; :meth:`load_state` puts it back exactly."""
         self._add_held()
         numbers = [self._loss, self.path_length, self.energy, self.num_points, self.num_moves, self.num_rises]
-        state = {"numbers": torch.tensor([*numbers, self.finished], dtype=torch.float64)}
+        squared_move = -1.0 if self._squared_move is None else self._squared_move
+        state = {"numbers": torch.tensor([*numbers, self.finished, self._kept, squared_move], dtype=torch.float64)}
         state["failed"] = torch.frombuffer(bytearray((self.failed or "").encode() + b"\0"), dtype=torch.uint8)
         groups = {"start": self._start, "point": self._point, "gradient": self._gradient, "sum": self._sum}
         for group, tensors in groups.items():
@@ -267,7 +301,8 @@ class PathAccumulator:
         numbers = state["numbers"].tolist()
         self._loss, self.path_length, self.energy = numbers[:3]
         self.num_points, self.num_moves, self.num_rises = map(int, numbers[3:6])
-        self.finished = bool(numbers[6])
+        self.finished, self._kept = bool(numbers[6]), bool(numbers[7])
+        self._squared_move = None if numbers[8] < 0 else numbers[8]
         self.failed = bytes(state["failed"].tolist())[:-1].decode() or None
         groups: dict[str, dict[str, Tensor]] = {"start": {}, "point": {}, "gradient": {}, "sum": {}}
         for key, value in sorted(state.items()):
@@ -283,7 +318,7 @@ def _number(loss: float | Tensor) -> float:
     return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
 
 
-def _squared_norm(move: Tensor) -> float:
+def squared_norm_of(move: Tensor) -> float:
     """‖move‖²; once more in double where the squares leave the range of the dtype."""
     flat = move.flatten()
     squared = float(torch.dot(flat, flat))

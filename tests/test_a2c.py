@@ -101,8 +101,10 @@ def test_a_truncated_game_is_worth_its_last_observation_and_a_terminated_one_not
 def test_actions_are_drawn_with_the_probabilities_of_the_policy() -> None:
     process = start(tiny_config(**{"agent.num_envs": 1}))
     logits = torch.tensor([0.0, 1.0, -2.0, 2.0])
-    num_draws = 20_000
-    counts = torch.bincount(process._sample(logits.expand(num_draws, 4)), minlength=4)
+    noise = torch.cat([process._draw_noise().flatten(0, 1) for _ in range(5000)])
+    num_draws = len(noise)
+    assert num_draws >= 5000
+    counts = torch.bincount((logits - noise).argmax(-1), minlength=4)
     probabilities = logits.softmax(0)
     deviations = (probabilities * (1 - probabilities) / num_draws).sqrt()
     assert ((counts / num_draws - probabilities).abs() < 5 * deviations).all()

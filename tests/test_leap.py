@@ -464,6 +464,70 @@ def test_gradients_that_are_handed_over_are_copied_ones_to_the_bit(path, variant
         assert torch.equal(handed_over.increment()[name], value)
 
 
+energies = st.tuples(st.just("energy"), st.booleans(), st.booleans())
+
+
+@untimed
+@given(path=paths(ordinary, torch.float32, 2, 9), variant=energies, cuts=st.sets(st.integers(0, 8)), data=st.data())
+def test_moves_that_are_told_are_measured_ones(path, variant, cuts, data):
+    """Points are kept where an increment follows, and overwritten as an optimizer does; the state is taken anywhere."""
+    pause, last = data.draw(st.integers(0, len(path))), path.pop()
+    told, measured = PathAccumulator(*variant), PathAccumulator(*variant)
+    parameters = {name: torch.empty(shape) for name, shape in SHAPES.items()}
+    for index, point in enumerate(path):
+        if index == pause:
+            state = told.state()
+            told = PathAccumulator(*variant)
+            told.load_state(state)
+        for name, value in point.parameters.items():
+            parameters[name].copy_(value)
+        told.record(point.loss, parameters, point.gradients, keep_point=index in cuts or index == len(path) - 1)
+        measured.record(*point)
+        there = path[index + 1] if index + 1 < len(path) else last
+        moves = [there.parameters[name] - parameters[name] for name in sorted(SHAPES)]
+        told.moved(sum(float(move.flatten().dot(move.flatten())) for move in moves))
+        if index in cuts:
+            assert_bits_equal(told.cut(), measured.cut())
+    told.finish(last.parameters)
+    measured.finish(last.parameters)
+    assert_bits_equal(told.increment(), measured.increment())
+    lengths = {name: pytest.approx(getattr(measured, name), rel=1e-6) for name in ("path_length", "energy")}
+    assert numbers_of(told) == numbers_of(measured) | lengths
+
+
+def test_a_point_that_was_not_kept_is_missed():
+    path = some_path(3)
+    accumulator = PathAccumulator()
+    accumulator.record(*path[0])
+    accumulator.moved(1.0)
+    accumulator.record(*path[1], keep_point=False)
+    for question in (accumulator.increment, accumulator.cut, lambda: accumulator.record(*path[2])):
+        with pytest.raises(RuntimeError):
+            question()
+    accumulator.moved(1.0)
+    accumulator.record(*path[2])
+    assert accumulator.num_moves == 2
+    accumulator.increment()
+
+
+def test_moves_are_told_only_where_their_norm_is_enough():
+    for path in (PathAccumulator("length"), PathAccumulator(loss_difference="paired"), PathAccumulator()):
+        assert path.takes_norms == (path.metric == "energy" and not path.paired)
+        with pytest.raises(RuntimeError):
+            path.moved(1.0)
+
+
+@pytest.mark.parametrize("squared_norm", [NAN, INF])
+def test_a_told_move_that_is_not_finite_fails_the_path(squared_norm):
+    accumulator = walk(some_path(2))
+    accumulator.moved(squared_norm)
+    state = accumulator.state()
+    again = PathAccumulator()
+    again.load_state(state)
+    again.record(*some_path(3)[2])
+    assert again.failed == "non-finite parameter"
+
+
 def test_nothing_that_is_given_is_kept():
     point = with_gradient(some_path(1)[0].parameters)
     loss = bowl(point.parameters)

@@ -190,7 +190,7 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
     are its n-step returns, and the parameters move by our optimizer's step on our loss. Games end on the way."""
     from leap_rl.processes.a2c.loss import a2c_loss
     from leap_rl.processes.a2c.network import ActorCritic, flatten
-    from leap_rl.processes.a2c.process import _optimizer
+    from leap_rl.processes.a2c.optimizer import Optimizer
     from leap_rl.rllib.envs import TaskEnv
     from leap_rl.rllib.network import shared_encoder
     from leap_rl.rllib.process import RLlibProcess, initial_parameters
@@ -225,7 +225,7 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
     process.learner.compute_losses = compute_losses
     network = ActorCritic(config, num_actions=4)
     flat = flatten(network)
-    optimizer = _optimizer(flat, config)
+    optimizer = Optimizer(flat, config.agent, num_measured=0)
     ends = clipped = 0
     for _ in range(30):
         network.load_state_dict(parameters())
@@ -256,8 +256,7 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
         gradient = torch.cat([part.flatten() for part in gradients])
         norm = float(gradient.norm())
         clipped += norm > 0.1
-        flat.grad = gradient * min(1.0, 0.1 / norm)
-        optimizer.step()
+        optimizer.step(optimizer.split(gradient), min(1.0, 0.1 / norm))
         theirs = torch.cat([parameters()[name].flatten() for name, _ in network.named_parameters()])
         assert float((theirs - flat.detach()).norm()) < 1e-3 * float((theirs - before).norm())
     process.algorithm.stop()

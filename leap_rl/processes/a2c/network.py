@@ -152,12 +152,12 @@ class ActorCritic(nn.Module):
                 nn.init.orthogonal_(parameter, gain, generator=generator)
 
 
-def flatten(module: nn.Module) -> nn.Parameter:
+def flatten(module: nn.Module) -> Tensor:
     """Lays a module's parameters out as views of one vector, in their order: what is done to all of them is then one
     operation."""
     parameters = list(module.parameters())
-    flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    for parameter, value in zip(parameters, split_like(flat.data, module), strict=True):
+    flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    for parameter, value in zip(parameters, split_like(flat, module), strict=True):
         parameter.data = value
     return flat
 

@@ -9,7 +9,7 @@ that the bits do not depend on how many cores there are; further cores step envi
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,13 +22,12 @@ from leap_rl.leap import HELD
 from leap_rl.memory import keep_freed_memory
 from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned, split_like
+from leap_rl.processes.a2c.optimizer import Optimizer
 from leap_rl.processes.atari import AtariVector, Step, background
 from leap_rl.rules import make_path, name_in_initialization, part_for
 from leap_rl.tasks import parse_game
 from leap_rl.tensor_files import below
 from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
-
-PIECE = 2**16  # of a vector, for Leap: what it needs of one piece fits a core's cache
 
 
 @dataclass
@@ -74,12 +73,14 @@ class A2CProcess:
         self.network.to(self.device)
         self.parameters = flatten(self.network)
         # Leap still needs those of the last few updates: each has a vector of its own, in turn.
-        self.gradients = torch.zeros((HELD + 1, self.parameters.numel()), device=self.device)
-        self.clipped = torch.empty_like(self.parameters.data)
+        self.gradients = [torch.zeros_like(self.parameters) for _ in range(HELD + 1)]
         self.meta_learned = meta_learned(config, task, self.network)
         self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._load_initialization(initialization)
-        self.optimizer = _optimizer(self.parameters, config)
+        self.optimizer = Optimizer(self.parameters, agent, self.num_meta_learned)
+        self.pieces = [self.optimizer.split(gradient) for gradient in self.gradients]
+        # What Leap sees of parameters and gradients: views, which follow what they are of.
+        self.point, *self.directions = map(self._meta_learned, (self.optimizer.split(self.parameters), *self.pieces))
         self.path = make_path(config.meta)
         self.center = self._find_center()
         encoder, images = self.network.encoder, self.envs.observations.shape[1:]
@@ -99,32 +100,39 @@ class A2CProcess:
     def walk(self) -> Iterator[Increment]:
         """Trains to the end of the task, yielding one increment a segment. Between two increments
         :meth:`state` holds everything needed to go on elsewhere. Raises TaskError where the path is not finite."""
-        length, last_update = self.config.stream.segment_updates, self.config.num_updates
+        last_update = self.config.num_updates
         while self.num_updates < last_update:
             self.update()
             if self.num_updates == last_update:
-                self.path.finish(self._pieces(self.parameters.data))
+                self.path.finish(self.point)
             if self.path.failed:
                 raise TaskError(f"{self.path.failed} at gradient step {self.num_updates}")
-            if self.num_updates == last_update or self.num_updates % length == 0:
-                yield self._cut_segment((self.num_updates - 1) // length)
+            if self._segment_ends():
+                yield self._cut_segment((self.num_updates - 1) // self.config.stream.segment_updates)
+
+    def _segment_ends(self) -> bool:
+        return self.num_updates == self.config.num_updates or self.num_updates % self.config.stream.segment_updates == 0
 
     def update(self) -> A2CLoss:
         """One unroll and one gradient step."""
         started = time.perf_counter()
         agent = self.config.agent
-        gradient = self.gradients[self.num_updates % len(self.gradients)]
+        turn = self.num_updates % len(self.gradients)
+        gradient = self.gradients[turn]
         loss, rollout = self._unroll(gradient)
         norm = float(torch.linalg.vector_norm(gradient))
-        # Before clipping: Leap is given the gradient of the loss.
-        self.path.record(loss.total, self._pieces(self.parameters.data), self._pieces(gradient), norm, hand_over=True)
-        if agent.max_grad_norm is not None and norm > agent.max_grad_norm:
-            gradient = torch.mul(gradient, agent.max_grad_norm / norm, out=self.clipped)
-        self.parameters.grad = gradient
-        self.optimizer.step()
         self.num_updates += 1
+        # Before clipping: Leap is given the gradient of the loss.
+        self.path.record(
+            loss.total, self.point, self.directions[turn], norm, hand_over=True, keep_point=self._segment_ends()
+        )  # fmt: skip
+        limit = agent.max_grad_norm
+        scale = limit / norm if limit is not None and norm > limit else None
+        squared_move = self.optimizer.step(self.pieces[turn], scale)
+        if self.path.takes_norms:
+            self.path.moved(squared_move)
         if self.path.paired:
-            self.path.land(self._pieces(self.parameters.data), self._loss_of(rollout))
+            self.path.land(self.point, self._loss_of(rollout))
 
         self.segment.loss += float(loss.total)
         self.segment.policy_loss += float(loss.policy)
@@ -140,12 +148,12 @@ class A2CProcess:
         weights = network.encoder.weights()
         actions, steps = [], []
         *acting, last = self.passes
-        for activations in acting:
+        for activations, noise in zip(acting, self._draw_noise(), strict=True):
             inputs = self._see(self.envs.observations, out=activations.inputs)
             network.encoder.activations(inputs, weights, out=activations)
             with torch.no_grad():
                 logits, _ = network.heads(activations.features.float())
-            chosen = self._sample(logits)
+            chosen = (logits.cpu() - noise).argmax(dim=-1)
             actions.append(chosen)
             steps.append(self.envs.step(chosen.numpy()))
         with torch.no_grad():
@@ -208,14 +216,14 @@ class A2CProcess:
         discounts = torch.from_numpy(~ended).float() * agent.discount
         return rewards.to(self.device), discounts.to(self.device)
 
-    def _sample(self, logits: Tensor) -> Tensor:
-        """Actions [B] (CPU) from the policy, by the Gumbel trick: argmax(logits + noise)."""
-        noise = torch.empty(logits.shape).exponential_(generator=self.actions_rng).log_()
-        return (logits.detach().cpu() - noise).argmax(dim=-1)
+    def _draw_noise(self) -> Tensor:
+        """[T, B, A] (CPU): argmax(logits − noise) is drawn from the policy (the Gumbel trick)."""
+        shape = (self.config.agent.unroll, self.config.agent.num_envs, self.envs.num_actions)
+        return torch.empty(shape).exponential_(generator=self.actions_rng).log_()
 
-    def _pieces(self, vector: Tensor) -> Tensors:
-        """The part of a vector of all parameters that is meta-learned, in pieces that stay in the cache."""
-        return {f"{i:04d}": piece for i, piece in enumerate(torch.split(vector[: self.num_meta_learned], PIECE))}
+    def _meta_learned(self, pieces: Sequence[Tensor]) -> Tensors:
+        """Those of the optimizer's pieces that are meta-learned, by names in their order."""
+        return {f"{i:04d}": piece for i, piece in enumerate(pieces[: self.optimizer.num_measured])}
 
     def _named(self, pieces: Tensors) -> Tensors:
         """Pieces put together again and split by parameter: name → tensor of its own."""
@@ -227,8 +235,15 @@ class A2CProcess:
     def _see(self, observations: np.ndarray, out: Tensor | None = None) -> Tensor:
         """uint8 [B, C, H, W] → what the network is given, in the compute dtype, which holds it exactly."""
         seen = torch.from_numpy(observations)
-        out = seen.to(self.device, self.network.encoder.compute_dtype) if out is None else out.copy_(seen)
-        return out if self.center is None else out.sub_(self.center)
+        if out is None:
+            out = torch.empty_like(seen, dtype=self.network.encoder.compute_dtype, device=self.device)
+        if self.center is None:
+            return out.copy_(seen)
+        if out.dtype == torch.float32 and out.device.type == "cpu":
+            # NumPy converts as it subtracts; torch goes through all of it twice, and it is larger than the cache.
+            np.subtract(observations, self.center.numpy(), out=out.numpy())
+            return out
+        return out.copy_(seen).sub_(self.center)
 
     def _find_center(self) -> Tensor | None:
         """[1, C, H, W]: what is subtracted from each observation; None where nothing is. A background far from zero is
@@ -284,9 +299,7 @@ class A2CProcess:
         path: about 12 MB with 32 environments.
         """
         state = {f"network/{name}": value.clone() for name, value in self.network.state_dict().items()}
-        for name, value in self.optimizer.state[self.parameters].items():
-            if name != "exp_avg" or self.config.agent.optimizer == "adam":  # of RMSprop it is the last gradient
-                state[f"optimizer/{name}"] = value.clone()
+        state.update({f"optimizer/{name}": value for name, value in self.optimizer.state().items()})
         state.update({f"envs/{name}": value for name, value in self.envs.state().items()})
         state.update({f"path/{name}": value for name, value in self.path.state().items()})
         state["actions_rng"] = self.actions_rng.get_state()
@@ -302,8 +315,7 @@ class A2CProcess:
         named = [(name_in_initialization(config.meta, task, name), value) for name, value in network.items()]
         process = cls(config, task, {name: value for name, value in named if name is not None}, attempt)
         process.network.load_state_dict(network)
-        for name, value in below(state, "optimizer/").items():
-            process.optimizer.state[process.parameters][name] = value.to(process.parameters.device, copy=True)
+        process.optimizer.load_state(below(state, "optimizer/"))
         process.envs.load_state(below(state, "envs/"))
         process.path.load_state({key: value.to(process.device) for key, value in below(state, "path/").items()})
         process.actions_rng.set_state(state["actions_rng"])
@@ -315,17 +327,3 @@ class A2CProcess:
         with torch.no_grad():
             for name, value in part_for(self.meta_learned, initialization).items():
                 self.meta_learned[name].copy_(value)
-
-
-def _optimizer(parameters: torch.nn.Parameter, config: Config) -> torch.optim.Optimizer:
-    """Fused: one pass over the parameters. RMSprop is Adam without momentum and without correction of the bias."""
-    agent = config.agent
-    if agent.optimizer == "adam":
-        return torch.optim.Adam([parameters], agent.lr, eps=agent.epsilon, fused=True)
-    optimizer = torch.optim.Adam([parameters], agent.lr, (0.0, agent.rmsprop_decay), agent.epsilon, fused=True)
-    optimizer.state[parameters] = {
-        "step": torch.tensor(1e12, device=parameters.device),  # after so many the correction is 1, in every bit
-        "exp_avg": torch.zeros_like(parameters, memory_format=torch.preserve_format),
-        "exp_avg_sq": torch.zeros_like(parameters, memory_format=torch.preserve_format),
-    }
-    return optimizer
