@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leap_rl.processes.a2c.loss import a2c_loss, n_step_returns
+from leap_rl.processes.a2c.loss import a2c_gradients, a2c_loss, n_step_returns
 from tests.helpers import generator
 
 # ------------------------------------------------------------------------------------------------ returns
@@ -130,6 +130,16 @@ def test_gradients_are_those_of_finite_differences_with_the_advantage_held(name:
         down[index] -= step
         slope = (total(up) - total(down)) / (2 * step)
         assert float(variable.grad[index]) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_gradients_that_are_written_out_are_those_of_the_loss(seed: int) -> None:
+    arguments = example(num_steps=1 + seed, num_envs=5 - seed, num_actions=2 + seed, seed=seed)
+    variables = [arguments[name].requires_grad_() for name in ("logits", "values")]
+    expected = torch.autograd.grad(a2c_loss(**arguments, value_cost=0.7, entropy_cost=0.3).total, variables)
+    found = a2c_gradients(**arguments, value_cost=0.7, entropy_cost=0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert not any(gradient.requires_grad for gradient in found)
 
 
 def test_autograd_agrees_with_itself_where_nothing_is_held() -> None:

@@ -55,3 +55,21 @@ def a2c_loss(
     value = advantages.square().mean()
     entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
     return A2CLoss(policy + value_cost * value - entropy_cost * entropy, policy, value, entropy)
+
+
+@torch.no_grad()
+def a2c_gradients(
+    logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor, value_cost: float, entropy_cost: float
+) -> tuple[Tensor, Tensor]:
+    """Those of :func:`a2c_loss`'s total in ``logits`` [T, B, A] and ``values`` [T, B], without a graph.
+
+    With advantage a, policy π, its entropy H and N = T·B: (π (a + entropy_cost (log π + H)) − a, the last only where
+    the action was chosen) / N for a logit, and −2 value_cost a / N for a value.
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities).sum(-1, keepdim=True)
+    advantages = (returns - values).unsqueeze(-1)
+    of_logits = probabilities * (advantages + entropy_cost * (log_probabilities + entropy))
+    of_logits.scatter_add_(-1, actions.unsqueeze(-1), -advantages)
+    return of_logits / values.numel(), advantages.squeeze(-1) * (-2 * value_cost / values.numel())

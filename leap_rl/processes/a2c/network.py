@@ -141,6 +141,15 @@ class ActorCritic(nn.Module):
         return self.policy(features), self.value(features).squeeze(-1)
 
     @torch.no_grad()
+    def head_gradients(self, features: Tensor, of_logits: Tensor, of_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The gradient of the features [N, 256], and those of the parameters of both heads, given those of the logits
+        […, num_actions] and values […]."""
+        of_logits, of_values = of_logits.flatten(0, -2), of_values.flatten().unsqueeze(-1)
+        of_features = torch.addmm(of_logits @ self.policy.weight, of_values, self.value.weight)
+        of_policy, of_value = ([of_output.t() @ features, of_output.sum(0)] for of_output in (of_logits, of_values))
+        return of_features, [*of_policy, *of_value]
+
+    @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
         """Orthogonal weights (gain √2; policy 0.01, value 1) and zero biases, as A2C's baselines have it."""
         gains = {"policy": 0.01, "value": 1.0}

@@ -20,7 +20,7 @@ from torch import Tensor
 from leap_rl.config import Config
 from leap_rl.leap import HELD
 from leap_rl.memory import keep_freed_memory
-from leap_rl.processes.a2c.loss import A2CLoss, a2c_loss, n_step_returns
+from leap_rl.processes.a2c.loss import A2CLoss, a2c_gradients, a2c_loss, n_step_returns
 from leap_rl.processes.a2c.network import Activations, ActorCritic, flatten, meta_learned, split_like
 from leap_rl.processes.a2c.optimizer import Optimizer
 from leap_rl.processes.atari import AtariVector, Step, background
@@ -79,6 +79,8 @@ class A2CProcess:
         self._load_initialization(initialization)
         self.optimizer = Optimizer(self.parameters, agent, self.num_meta_learned)
         self.pieces = [self.optimizer.split(gradient) for gradient in self.gradients]
+        names = [name for name, _ in self.network.named_parameters()]
+        self.parts = [dict(zip(names, split_like(g, self.network), strict=True)) for g in self.gradients]
         # What Leap sees of parameters and gradients: views, which follow what they are of.
         self.point, *self.directions = map(self._meta_learned, (self.optimizer.split(self.parameters), *self.pieces))
         self.path = make_path(config.meta)
@@ -118,9 +120,8 @@ class A2CProcess:
         started = time.perf_counter()
         agent = self.config.agent
         turn = self.num_updates % len(self.gradients)
-        gradient = self.gradients[turn]
-        loss, rollout = self._unroll(gradient)
-        norm = float(torch.linalg.vector_norm(gradient))
+        loss, rollout = self._unroll(self.parts[turn])
+        norm = float(torch.linalg.vector_norm(self.gradients[turn]))
         self.num_updates += 1
         # Before clipping: Leap is given the gradient of the loss.
         self.path.record(
@@ -142,36 +143,37 @@ class A2CProcess:
         self.segment.seconds += time.perf_counter() - started
         return loss
 
-    def _unroll(self, out: Tensor) -> tuple[A2CLoss, _Rollout]:
-        """Acts for T steps; returns the loss of what came of it, and writes its gradient into ``out``."""
-        network = self.network
+    @torch.no_grad()
+    def _unroll(self, out: Tensors) -> tuple[A2CLoss, _Rollout]:
+        """Acts for T steps; returns the loss of what came of it, and writes its gradient into ``out``, by parameter."""
+        agent, network = self.config.agent, self.network
         weights = network.encoder.weights()
         actions, steps = [], []
         *acting, last = self.passes
         for activations, noise in zip(acting, self._draw_noise(), strict=True):
             inputs = self._see(self.envs.observations, out=activations.inputs)
             network.encoder.activations(inputs, weights, out=activations)
-            with torch.no_grad():
-                logits, _ = network.heads(activations.features.float())
+            logits = network.policy(activations.features.float())
             chosen = (logits.cpu() - noise).argmax(dim=-1)
             actions.append(chosen)
             steps.append(self.envs.step(chosen.numpy()))
-        with torch.no_grad():
-            network.encoder.activations(self._see(self.envs.observations, out=last.inputs), weights, out=last)
-            bootstrap = network.heads(last.features.float())[1]
+        network.encoder.activations(self._see(self.envs.observations, out=last.inputs), weights, out=last)
+        bootstrap = network.value(last.features.float()).squeeze(-1)
         returns = n_step_returns(*self._targets(steps), bootstrap)
 
-        features = self.unroll.features.float().requires_grad_()
+        features = self.unroll.features.float()
         logits, values = network.heads(features)
-        rollout = _Rollout(torch.stack(actions).to(self.device), returns, values.detach())
+        rollout = _Rollout(torch.stack(actions).to(self.device), returns, values)
         loss = self._loss(logits, values, rollout)
-        heads = [*network.policy.parameters(), *network.value.parameters()]
-        of_features, *of_heads = torch.autograd.grad(loss.total, [features, *heads])
-        parts = dict(zip(dict(network.named_parameters()), split_like(out, network), strict=True))
-        of_encoder = network.encoder.gradients(self.unroll, weights, of_features, out=parts["encoder.linear.weight"])
-        for part, gradient in zip(parts.values(), [*of_encoder, *of_heads], strict=True):
+        of_outputs = a2c_gradients(
+            logits.view(*returns.shape, -1), values.view(returns.shape), rollout.actions, returns,
+            agent.value_cost, agent.entropy_cost,
+        )  # fmt: skip
+        of_features, of_heads = network.head_gradients(features, *of_outputs)
+        of_encoder = network.encoder.gradients(self.unroll, weights, of_features, out=out["encoder.linear.weight"])
+        for part, gradient in zip(out.values(), [*of_encoder, *of_heads], strict=True):
             part.copy_(gradient)
-        return A2CLoss(*(term.detach() for term in loss)), rollout
+        return loss, rollout
 
     def _loss(self, logits: Tensor, values: Tensor, rollout: _Rollout) -> A2CLoss:
         """``logits`` [T·B, A], ``values`` [T·B] of a rollout."""
@@ -192,6 +194,7 @@ class A2CProcess:
         features = torch.cat([encoder.activations(acting.inputs, weights).features for acting in self.passes[:-1]])
         return self._loss(*self.network.heads(features.float()), rollout).total
 
+    @torch.no_grad()
     def _targets(self, steps: list[Step]) -> tuple[Tensor, Tensor]:
         """Clipped rewards [T, B] and discounts [T, B]; counts the rewards and episodes of the segment.
 
@@ -209,8 +212,7 @@ class A2CProcess:
                 self.segment.score += episode.score
                 self.segment.episode_length += episode.length
             for env, observation in step.final_observations.items():
-                with torch.no_grad():
-                    value = self.network(self._see(observation[None]))[1]
+                value = self.network(self._see(observation[None]))[1]
                 rewards[t, env] += agent.discount * float(value)
         ended = np.stack([step.terminated | step.truncated for step in steps])
         discounts = torch.from_numpy(~ended).float() * agent.discount
