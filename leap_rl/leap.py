@@ -196,7 +196,7 @@ class PathAccumulator:
         Zeros for a failed path and for one of a single point; empty if nothing was recorded. Raises RuntimeError where
         the newest point was not kept.
         """
-        if not self._kept:
+        if not self._kept and not self.failed:
             raise RuntimeError("the increment up to a point that was recorded without keep_point")
         increment = {name: torch.zeros_like(value) for name, value in self._point.items()}
         if not self.failed:

@@ -510,6 +510,16 @@ def test_a_point_that_was_not_kept_is_missed():
     accumulator.increment()
 
 
+def test_a_failed_path_is_zero_wherever_it_stands():
+    path = some_path(3)
+    accumulator = walk(path[:1])
+    accumulator.moved(1.0)
+    accumulator.record(*path[1], keep_point=False)
+    accumulator.record(NAN, path[2].parameters, path[2].gradients)
+    assert accumulator.failed
+    assert_bits_equal(accumulator.cut(), tensors([0.0] * SIZE))
+
+
 def test_moves_are_told_only_where_their_norm_is_enough():
     for path in (PathAccumulator("length"), PathAccumulator(loss_difference="paired"), PathAccumulator()):
         assert path.takes_norms == (path.metric == "energy" and not path.paired)
