@@ -77,8 +77,8 @@ def test_first_order_maml_is_the_gradient_of_the_last_update_and_nothing_before(
     *before, last = process.walk()
     assert len(before) == 2
     assert not any(value.any() for increment in before for value in increment.meta_gradient.values())
-    gradient = process.directions[(process.num_updates - 1) % len(process.directions)]
-    assert_bits_equal(last.meta_gradient, process._named(gradient))
+    gradient = process.gradients[(process.num_updates - 1) % len(process.gradients)]
+    assert_bits_equal(last.meta_gradient, process._named(gradient.meta_learned))
     assert all(value.any() for value in last.meta_gradient.values())
 
 

@@ -137,14 +137,15 @@ class ActorCritic(nn.Module):
         return self.heads(self.encoder(observations))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [N, 256] → logits [N, num_actions], values [N]."""
+        """float32 […, 256] → logits […, num_actions], values […]."""
         return self.policy(features), self.value(features).squeeze(-1)
 
     @torch.no_grad()
     def head_gradients(self, features: Tensor, of_logits: Tensor, of_values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The gradient of the features [N, 256], and those of the parameters of both heads, given those of the logits
-        […, num_actions] and values […]."""
-        of_logits, of_values = of_logits.flatten(0, -2), of_values.flatten().unsqueeze(-1)
+        """The gradient of the features [N, 256], and those of the parameters of both heads, given ``features`` […, 256]
+        and those of the logits […, num_actions] and values […]."""
+        features, of_logits = features.flatten(0, -2), of_logits.flatten(0, -2)
+        of_values = of_values.flatten().unsqueeze(-1)
         of_features = torch.addmm(of_logits @ self.policy.weight, of_values, self.value.weight)
         of_policy, of_value = ([of_output.t() @ features, of_output.sum(0)] for of_output in (of_logits, of_values))
         return of_features, [*of_policy, *of_value]

@@ -47,12 +47,21 @@ class _Segment:
     seconds: float = 0.0
 
 
+class _Gradient(NamedTuple):
+    """Where a gradient of all parameters is written: one vector, and views of it."""
+
+    vector: Tensor  # [N]
+    by_parameter: Tensors
+    pieces: Sequence[Tensor]  # the optimizer's
+    meta_learned: Tensors  # those of them that Leap sees
+
+
 class _Rollout(NamedTuple):
     """What an update has seen besides the observations, to take its loss once more after it."""
 
     actions: Tensor  # [T, B]
     returns: Tensor  # [T, B]
-    values: Tensor  # [T·B], those it acted with
+    values: Tensor  # [T, B], those it acted with
 
 
 class A2CProcess:
@@ -72,17 +81,13 @@ class A2CProcess:
         self.network.initialize(torch.Generator().manual_seed(head_seed >> 1))
         self.network.to(self.device)
         self.parameters = flatten(self.network)
-        # Leap still needs those of the last few updates: each has a vector of its own, in turn.
-        self.gradients = [torch.zeros_like(self.parameters) for _ in range(HELD + 1)]
         self.meta_learned = meta_learned(config, task, self.network)
         self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._load_initialization(initialization)
         self.optimizer = Optimizer(self.parameters, agent, self.num_meta_learned)
-        self.pieces = [self.optimizer.split(gradient) for gradient in self.gradients]
-        names = [name for name, _ in self.network.named_parameters()]
-        self.parts = [dict(zip(names, split_like(g, self.network), strict=True)) for g in self.gradients]
-        # What Leap sees of parameters and gradients: views, which follow what they are of.
-        self.point, *self.directions = map(self._meta_learned, (self.optimizer.split(self.parameters), *self.pieces))
+        self.point = self._meta_learned(self.optimizer.split(self.parameters))  # views: they follow the parameters
+        # Leap still needs those of the last few updates: each has a vector of its own, in turn.
+        self.gradients = [self._make_gradient() for _ in range(HELD + 1)]
         self.path = make_path(config.meta)
         self.center = self._find_center()
         encoder, images = self.network.encoder, self.envs.observations.shape[1:]
@@ -119,17 +124,17 @@ class A2CProcess:
         """One unroll and one gradient step."""
         started = time.perf_counter()
         agent = self.config.agent
-        turn = self.num_updates % len(self.gradients)
-        loss, rollout = self._unroll(self.parts[turn])
-        norm = float(torch.linalg.vector_norm(self.gradients[turn]))
+        gradient = self.gradients[self.num_updates % len(self.gradients)]
+        loss, rollout = self._unroll(gradient.by_parameter)
+        norm = float(torch.linalg.vector_norm(gradient.vector))
         self.num_updates += 1
         # Before clipping: Leap is given the gradient of the loss.
         self.path.record(
-            loss.total, self.point, self.directions[turn], norm, hand_over=True, keep_point=self._segment_ends()
+            loss.total, self.point, gradient.meta_learned, norm, hand_over=True, keep_point=self._segment_ends()
         )  # fmt: skip
         limit = agent.max_grad_norm
         scale = limit / norm if limit is not None and norm > limit else None
-        squared_move = self.optimizer.step(self.pieces[turn], scale)
+        squared_move = self.optimizer.step(gradient.pieces, scale)
         if self.path.takes_norms:
             self.path.moved(squared_move)
         if self.path.paired:
@@ -161,14 +166,11 @@ class A2CProcess:
         bootstrap = network.value(last.features.float()).squeeze(-1)
         returns = n_step_returns(*self._targets(steps), bootstrap)
 
-        features = self.unroll.features.float()
+        features = self.unroll.features.float().view(agent.unroll, agent.num_envs, -1)
         logits, values = network.heads(features)
         rollout = _Rollout(torch.stack(actions).to(self.device), returns, values)
         loss = self._loss(logits, values, rollout)
-        of_outputs = a2c_gradients(
-            logits.view(*returns.shape, -1), values.view(returns.shape), rollout.actions, returns,
-            agent.value_cost, agent.entropy_cost,
-        )  # fmt: skip
+        of_outputs = a2c_gradients(logits, values, rollout.actions, returns, agent.value_cost, agent.entropy_cost)
         of_features, of_heads = network.head_gradients(features, *of_outputs)
         of_encoder = network.encoder.gradients(self.unroll, weights, of_features, out=out["encoder.linear.weight"])
         for part, gradient in zip(out.values(), [*of_encoder, *of_heads], strict=True):
@@ -176,13 +178,11 @@ class A2CProcess:
         return loss, rollout
 
     def _loss(self, logits: Tensor, values: Tensor, rollout: _Rollout) -> A2CLoss:
-        """``logits`` [T·B, A], ``values`` [T·B] of a rollout."""
+        """``logits`` [T, B, A], ``values`` [T, B] of a rollout."""
         agent = self.config.agent
-        shape = (agent.unroll, agent.num_envs)
         return a2c_loss(
-            logits.view(*shape, -1), values.view(shape), rollout.actions, rollout.returns,
-            agent.value_cost, agent.entropy_cost, held_values=rollout.values.view(shape),
-        )  # fmt: skip
+            logits, values, rollout.actions, rollout.returns, agent.value_cost, agent.entropy_cost, rollout.values
+        )
 
     @torch.no_grad()
     def _loss_of(self, rollout: _Rollout) -> Tensor:
@@ -191,7 +191,7 @@ class A2CProcess:
         give equal bits."""
         encoder = self.network.encoder
         weights = encoder.weights()
-        features = torch.cat([encoder.activations(acting.inputs, weights).features for acting in self.passes[:-1]])
+        features = torch.stack([encoder.activations(acting.inputs, weights).features for acting in self.passes[:-1]])
         return self._loss(*self.network.heads(features.float()), rollout).total
 
     @torch.no_grad()
@@ -222,6 +222,13 @@ class A2CProcess:
         """[T, B, A] (CPU): argmax(logits − noise) is drawn from the policy (the Gumbel trick)."""
         shape = (self.config.agent.unroll, self.config.agent.num_envs, self.envs.num_actions)
         return torch.empty(shape).exponential_(generator=self.actions_rng).log_()
+
+    def _make_gradient(self) -> _Gradient:
+        vector = torch.zeros_like(self.parameters)
+        names = [name for name, _ in self.network.named_parameters()]
+        pieces = self.optimizer.split(vector)
+        by_parameter = dict(zip(names, split_like(vector, self.network), strict=True))
+        return _Gradient(vector, by_parameter, pieces, self._meta_learned(pieces))
 
     def _meta_learned(self, pieces: Sequence[Tensor]) -> Tensors:
         """Those of the optimizer's pieces that are meta-learned, by names in their order."""
