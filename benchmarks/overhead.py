@@ -12,7 +12,9 @@ import json
 import tempfile
 import time
 from dataclasses import replace
-from statistics import median, stdev
+from statistics import median
+
+import numpy as np
 
 from leap_rl.compression import Compressor
 from leap_rl.config import Config, load_config
@@ -26,37 +28,34 @@ from leap_rl.types import Task
 
 
 def leap_share(config: Config, game: str, rounds: int) -> dict[str, float]:
-    """Processor time of updates with Leap over that of updates without it, in turns. They are of one process: where two
-    happen to lie in memory makes more of a difference than Leap."""
+    """Processor time of updates with Leap over that of updates without it, in turns, by rounds of HELD of each: every
+    HELDth has more to do than the others. They are of one process: where two happen to lie in memory makes more of a
+    difference than Leap."""
     process = A2CProcess(config, Task(0, 0, game, seed=0), initial_parameters(config, seed=0))
     path, optimizer = process.path, process.optimizer
     with_leap = path.record, path.moved, process.gradients, optimizer.num_measured
     without = _nothing, _nothing, process.gradients[:1], 0
     rows = []
-    for turn in range(rounds + 1):
+    for turn in range((rounds + 1) * HELD):
         spent = {}
         for arm in (with_leap, without) if turn % 2 else (without, with_leap):
             path.record, path.moved, process.gradients, optimizer.num_measured = arm  # type: ignore[method-assign]
-            spent[arm is with_leap] = processor_time(process)
+            process.num_updates = turn  # as if the other arm's had not been: gradients take their places in turn
+            started = time.process_time()
+            process.update()
+            spent[arm is with_leap] = time.process_time() - started
         rows.append((spent[True], spent[False]))
-    shares = [more / less - 1 for more, less in rows[1:]]
+    sums = np.array(rows).reshape(-1, HELD, 2).mean(axis=1)[1:]
+    shares, differences = sums[:, 0] / sums[:, 1] - 1, sums[:, 0] - sums[:, 1]
     return {
-        "leap_share": round(median(shares), 4),
-        "leap_share_standard_error": round(1.25 * stdev(shares) / len(shares) ** 0.5, 4),  # of a median
-        "leap_seconds_per_update": round(median(more - less for more, less in rows[1:]), 6),
+        "leap_share": round(float(np.median(shares)), 4),
+        "leap_share_standard_error": round(1.25 * shares.std(ddof=1) / len(shares) ** 0.5, 4),  # of a median
+        "leap_seconds_per_update": round(float(np.median(differences)), 6),
     }
 
 
 def _nothing(*_: object, **__: object) -> None:
     """In place of what Leap is told."""
-
-
-def processor_time(process: A2CProcess) -> float:
-    """Of an update, the mean of HELD: every HELDth has more to do than the others."""
-    started = time.process_time()
-    for _ in range(HELD):
-        process.update()
-    return (time.process_time() - started) / HELD
 
 
 def streaming_share(config: Config, game: str, rounds: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ What the equation leaves open, and what is done here:
 * K recorded points make K − 1 moves. The optimizer's last move ends at a point that was never recorded:
   without the loss term ``finish(parameters)`` includes it; with the loss term it is left out, since no
   honest Δf exists for it, unless one more loss is evaluated: ``finish(parameters, loss)``.
-* A move of length zero contributes nothing.
+* A move of length zero contributes nothing; nor, to the length, one so short that the dtype of the parameters does
+  not hold the reciprocal of its length (in float32 below 3·10⁻³⁹).
 * A path that meets a non-finite loss, gradient or parameter contributes nothing and is reported as
   ``failed``. What is recorded after that is ignored.
 * The share −Δθⁱ of the energy telescopes, so it is taken as the difference of the path's two ends: one
@@ -36,15 +37,17 @@ What the equation leaves open, and what is done here:
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Metric = Literal["energy", "length"]
 LossDifference = Literal["successive", "paired"]
-HELD = 8  # gradients that are added together: the sum is read and written once for all of them
+HELD = 8  # gradients that are added together: read side by side, in half the time it takes one after the other
+PIECE = 3 * 2**14  # numbers of a tensor that are dealt with at once: what belongs to them fits a core's second cache
 
 
 class PathAccumulator:
@@ -55,7 +58,7 @@ class PathAccumulator:
     :meth:`cut` returns the increment so far and goes on from the same point, so that the pieces of a path
     sum to its increment.
 
-    Tensors are copied on entry, but for gradients that are handed over (:meth:`record`): no other reference to them
+    Tensors are copied on entry, but for gradients that are rows of a stack (:meth:`record`): no other reference to them
     and no autograd history is kept. Everything is computed in the dtype and on the device that is given (float64 in,
     float64 out).
     """
@@ -76,8 +79,8 @@ class PathAccumulator:
         self.failed: str | None = None  # why the path contributes nothing, or None
         self.finished = False
         self._point: dict[str, Tensor] = {}  # ψⁱ, the newest point
-        self._gradient: dict[str, Tensor] = {}  # ∇fⁱ
-        self._handed_over = False  # ∇fⁱ is: one of a few that the caller has, which can wait to be added
+        self._gradient: Mapping[str, Tensor] = {}  # ∇fⁱ
+        self._row: int | None = None  # of the caller's stack, where ∇fⁱ is one: it can wait to be added
         self._kept = True  # whether _point is ψⁱ, or one before it
         self._squared_move: float | None = None  # ‖ψⁱ⁺¹ − ψⁱ‖², where moved() has told
         self._loss = math.nan  # f(ψⁱ)
@@ -87,7 +90,9 @@ class PathAccumulator:
     def _clear_sums(self) -> None:
         self._start: dict[str, Tensor] = {}  # ψ before the piece's first move, where −Δθ telescopes (energy)
         self._sum: dict[str, Tensor] = {}  # everything of the piece's increment that does not telescope, …
-        self._held: list[tuple[Mapping[Any, Tensor], float]] = []  # … but for these, times their weights
+        self._stack: Mapping[str, Tensor] = {}  # … but for rows of this, …
+        self._held: list[float] = []  # … times these weights, …
+        self._first_held = 0  # … from this row on
         self.path_length = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖ since the start or the last cut
         self.energy = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖²
         self.num_points = 0
@@ -101,22 +106,23 @@ class PathAccumulator:
         parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         gradient_norm: float = math.nan,
-        hand_over: bool = False,
+        row: int | None = None,
         keep_point: bool = True,
     ) -> None:
         """Records the point (ψⁱ, f(ψⁱ)) and the gradient ∇fⁱ taken there.
 
         ``parameters`` and ``gradients`` map the same names to tensors of the same shapes at every call.
-        ``gradient_norm`` may be the norm of a vector that holds them all: where it is finite so are they. With
-        ``hand_over`` the gradients are not copied: they must not change until ``HELD`` more points are recorded.
-        Without ``keep_point`` the parameters are not copied where :meth:`moved` made it unnecessary: it must be called
-        again then, and the increment is not to be had before a point is kept. Raises ValueError where names or shapes
-        differ, RuntimeError after :meth:`finish`.
+        ``gradient_norm`` may be the norm of a vector that holds them all: where it is finite so are they. With ``row``
+        the gradients are stacks [rows, …] of more than ``HELD``, always the same and written in turn, of which this
+        point's is that row: it is not copied, and must not change until ``HELD`` more points are recorded. Without
+        ``keep_point`` the parameters are not copied where :meth:`moved` made it unnecessary: it must be called again
+        then, and the increment is not to be had before a point is kept. Raises ValueError where names or shapes differ,
+        RuntimeError after :meth:`finish`.
         """
         if self.finished:
             raise RuntimeError("record() after finish(): the path is closed")
         self._check("parameters", parameters, self._point or parameters)
-        self._check("gradients", gradients, parameters)
+        self._check("gradients", gradients, parameters, stacked=row is not None)
         if self.failed:
             return
         loss = _number(loss)
@@ -126,7 +132,7 @@ class PathAccumulator:
             self._point = {name: value.detach().clone() for name, value in sorted(parameters.items())}
         if not math.isfinite(loss):
             self._fail("non-finite loss")
-        elif not math.isfinite(gradient_norm) and not _all_finite(gradients):
+        elif not math.isfinite(gradient_norm) and not _all_finite(_row_of(gradients, row)):
             self._fail("non-finite gradient")
         elif not first and not self.paired:
             self._advance(parameters, loss, keep_point)
@@ -137,9 +143,11 @@ class PathAccumulator:
         self._loss = loss
         self.num_points += 1
         if self.use_loss:
-            kept = {name: value.detach() if value.requires_grad else value for name, value in gradients.items()}
-            self._gradient = kept if hand_over else {name: value.clone() for name, value in kept.items()}
-            self._handed_over = hand_over
+            self._row = row
+            if row is None:
+                self._gradient = {name: value.detach().clone() for name, value in gradients.items()}
+            else:
+                self._stack = gradients
 
     @property
     def takes_norms(self) -> bool:
@@ -210,6 +218,7 @@ class PathAccumulator:
     def cut(self) -> dict[str, Tensor]:
         """Returns :meth:`increment` and starts the next piece of the path at the newest point."""
         increment = self.increment()
+        self._take_out()
         self._clear_sums()
         return increment
 
@@ -228,7 +237,7 @@ class PathAccumulator:
         squared_norm += loss_change * loss_change
         if not math.isfinite(squared_norm):
             self._fail("non-finite parameter")
-        elif abs(loss_change) > min(torch.finfo(dtype).max for dtype in {p.dtype for p in self._point.values()}):
+        elif not self._holds(loss_change):
             self._fail("non-finite loss")  # in the dtype of the parameters
         if self.failed:
             return
@@ -241,52 +250,83 @@ class PathAccumulator:
         if self.stabilizer and loss_change > 0:
             loss_change = -loss_change
         if self.metric == "energy":
-            self._held.append((self._gradient, -loss_change))
-        elif norm > 0:
-            self._held += [(self._move, -1 / norm), (self._gradient, -loss_change / norm)]
-        # A copied gradient would be one of many copies; the scratch of a length's move is needed for the next one.
-        wait = self._handed_over and self.metric == "energy"
-        if not wait or len(self._held) == HELD:
-            self._add_held()
+            self._hold(-loss_change)
+        elif norm > 0 and self._holds(1 / norm):
+            self._add(self._move, -1 / norm)
+            self._take_out()
+            self._add(self._gradient, -loss_change / norm)
 
     def _move_to(self, parameters: Mapping[str, Tensor]) -> float:
         """Makes ``parameters`` the newest point. Returns ‖Δθ‖², and leaves Δθ where more than that is asked for."""
         if not self._kept:
             raise RuntimeError("moved() must follow record() without keep_point")
         squared_norm = 0.0
-        for name, point in self._point.items():  # all of one tensor before the next: it is in the cache
+        for name, point in self._point.items():
             if self.metric == "length" and name not in self._move:
                 self._move[name] = torch.empty_like(point)
-            squared_norm += squared_norm_of(torch.sub(parameters[name], point, out=self._move.get(name, point)))
-            point.copy_(parameters[name])
+            # All of one piece before the next: it is in the cache.
+            for start, end, move in _pieces(point, parameters[name], self._move.get(name, point)):
+                squared_norm += squared_norm_of(torch.sub(end, start, out=move))
+                start.copy_(end)
         return squared_norm
 
+    def _take_out(self) -> None:
+        """Of the stack, the newest gradient: it is added by itself, as where a state was put back."""
+        if self._row is not None:
+            self._gradient, self._row = _row_of(self._stack, self._row), None
+
+    def _add(self, direction: Mapping[str, Tensor], weight: float) -> None:
+        """Adds ``direction`` (∇f, which is empty without the loss term, or Δθ) to the piece's increment."""
+        for name, value in direction.items():
+            self._sum_of(name).add_(value, alpha=weight)
+
+    def _hold(self, weight: float) -> None:
+        """Adds the newest gradient, as soon as ``HELD`` are held where it is a row of a stack."""
+        if self._row != self._first_held + len(self._held):
+            self._add_held()
+        if self._row is None:
+            self._add(self._gradient, weight)
+            return
+        if not self._held:
+            self._first_held = self._row
+        self._held.append(weight)
+        if len(self._held) == HELD:
+            self._add_held()
+
     def _add_held(self) -> None:
-        """In the order in which they came, whatever is held: so when it is done decides no bit."""
-        for name, point in self._point.items():
-            for direction, weight in self._held:
-                if name in direction:  # ∇f is empty without the loss term
-                    if name not in self._sum:
-                        self._sum[name] = torch.zeros_like(point)
-                    self._sum[name].add_(direction[name], alpha=weight)
+        rows = slice(self._first_held, self._first_held + len(self._held))
+        for name, stacked in self._stack.items() if self._held else ():
+            weights = torch.tensor(self._held, dtype=stacked.dtype, device=stacked.device)
+            self._sum_of(name).view(-1).addmv_(stacked[rows].reshape(len(weights), -1).t(), weights)
         self._held = []
+
+    def _sum_of(self, name: str) -> Tensor:
+        if name not in self._sum:
+            self._sum[name] = torch.zeros_like(self._point[name], memory_format=torch.contiguous_format)
+        return self._sum[name]
+
+    def _holds(self, number: float) -> bool:
+        """Whether the dtype of the parameters does."""
+        return all(abs(number) <= _largest(point.dtype) for point in self._point.values())
 
     def _fail(self, reason: str) -> None:
         self.failed = reason
 
     @staticmethod
-    def _check(what: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    def _check(what: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], stacked: bool = False) -> None:
         if given.keys() != expected.keys():
             raise ValueError(f"{what} must be named {sorted(expected)}, not {sorted(given)}")
         for name, value in given.items():
             shape = expected[name].shape
-            if value is None or value.shape != shape:
-                found = None if value is None else tuple(value.shape)
+            if value is None or value.shape[stacked:] != shape:
+                found = None if value is None else tuple(value.shape[stacked:])
                 raise ValueError(f"{what}: {name} must be a tensor of shape {tuple(shape)}, not {found}")
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the accumulator holds, as named tensors; :meth:`load_state` puts it back exactly."""
+        """Everything the accumulator holds, as named tensors; :meth:`load_state` puts it back exactly. What is held is
+        added first, which may round otherwise than later; after a :meth:`cut` nothing is."""
         self._add_held()
+        self._take_out()
         numbers = [self._loss, self.path_length, self.energy, self.num_points, self.num_moves, self.num_rises]
         squared_move = -1.0 if self._squared_move is None else self._squared_move
         state = {"numbers": torch.tensor([*numbers, self.finished, self._kept, squared_move], dtype=torch.float64)}
@@ -311,11 +351,23 @@ class PathAccumulator:
                 groups[group][name] = value.clone()
         self._start, self._point = groups["start"], groups["point"]
         self._gradient, self._sum = groups["gradient"], groups["sum"]
-        self._held, self._move = [], {}
+        self._row, self._held, self._move = None, [], {}
+
+
+@cache
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max
 
 
 def _number(loss: float | Tensor) -> float:
     return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape in pieces of ``PIECE``; as they are where that would take copies."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        return iter([tensors])
+    return zip(*(torch.split(tensor.view(-1), PIECE) for tensor in tensors), strict=True)
 
 
 def squared_norm_of(move: Tensor) -> float:
@@ -323,6 +375,10 @@ def squared_norm_of(move: Tensor) -> float:
     flat = move.flatten()
     squared = float(torch.dot(flat, flat))
     return squared if 1e-30 < squared < math.inf else float(flat.double().square().sum())
+
+
+def _row_of(stacks: Mapping[str, Tensor], row: int | None) -> Mapping[str, Tensor]:
+    return stacks if row is None else {name: stack[row] for name, stack in stacks.items()}
 
 
 def _all_finite(values: Mapping[str, Tensor]) -> bool:

@@ -85,6 +85,7 @@ class LastGradient(NoIncrement):
         """∇f(ψᴷ) after :meth:`finish`, zeros before it and for a failed path: name → tensor."""
         increment = super().increment()
         if self.finished and not self.failed:
+            self._take_out()
             for name, gradient in self._gradient.items():
                 increment[name].copy_(gradient)
         return increment

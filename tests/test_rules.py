@@ -78,7 +78,7 @@ def test_first_order_maml_is_the_gradient_of_the_last_update_and_nothing_before(
     assert len(before) == 2
     assert not any(value.any() for increment in before for value in increment.meta_gradient.values())
     gradient = process.gradients[(process.num_updates - 1) % len(process.gradients)]
-    assert_bits_equal(last.meta_gradient, process._named(gradient.meta_learned))
+    assert_bits_equal(last.meta_gradient, process._named(gradient.vector[: process.num_meta_learned]))
     assert all(value.any() for value in last.meta_gradient.values())
 
 

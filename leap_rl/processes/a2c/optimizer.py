@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from leap_rl.config import AgentConfig
-from leap_rl.leap import squared_norm_of
+from leap_rl.leap import PIECE, squared_norm_of
 from leap_rl.types import Tensors
-
-PIECE = 2**16  # numbers: five vectors' pieces fit a core's second cache
 
 
 class Optimizer:
@@ -25,17 +23,14 @@ class Optimizer:
         self._lr, self._epsilon = agent.lr, agent.epsilon
         self._decays = (0.9, 0.999) if self._adam else (0.0, agent.rmsprop_decay)
         self.squares = torch.zeros_like(parameters)  # the running mean of squared gradients
-        # Of RMSprop the last gradient, which nobody asks for: one piece serves for all of them, …
-        self.means = torch.zeros_like(parameters if self._adam else parameters[:PIECE])
+        self.means = torch.zeros_like(parameters if self._adam else parameters[:0])
         # Of RMSprop so many that the correction is 1, in every bit.
         self.steps = torch.full((), 0.0 if self._adam else 1e12, device=parameters.device)
         measured, rest = num_measured, len(parameters) - num_measured
         self._sizes = [min(PIECE, n - i) for n in (measured, rest) for i in range(0, n, PIECE)]
         self.num_measured = -(-measured // PIECE)  # pieces
         moves, clipped = ([scratch[:size] for size in self._sizes] for scratch in torch.empty(2, PIECE).to(parameters))
-        if not self._adam:  # … and holds what is clipped: it is the same
-            clipped = [self.means[:size] for size in self._sizes]
-        means = self.split(self.means) if self._adam else clipped
+        means = self.split(self.means) if self._adam else [None] * len(self._sizes)
         self._pieces = list(zip(self.split(parameters), means, self.split(self.squares), moves, clipped, strict=True))
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
@@ -54,8 +49,9 @@ class Optimizer:
                 part = torch.mul(part, scale, out=clipped)
             if i < self.num_measured:
                 move.copy_(parameters)
+            # RMSprop's mean is the gradient itself: it is given a second time, and keeps its bits.
             torch._fused_adam_(
-                [parameters], [part], [mean], [square], [], [self.steps],
+                [parameters], [part], [part if mean is None else mean], [square], [], [self.steps],
                 lr=self._lr, beta1=self._decays[0], beta2=self._decays[1], weight_decay=0, eps=self._epsilon,
                 amsgrad=False, maximize=False,
             )  # fmt: skip

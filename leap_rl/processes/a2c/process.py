@@ -53,7 +53,6 @@ class _Gradient(NamedTuple):
     vector: Tensor  # [N]
     by_parameter: Tensors
     pieces: Sequence[Tensor]  # the optimizer's
-    meta_learned: Tensors  # those of them that Leap sees
 
 
 class _Rollout(NamedTuple):
@@ -85,9 +84,11 @@ class A2CProcess:
         self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._load_initialization(initialization)
         self.optimizer = Optimizer(self.parameters, agent, self.num_meta_learned)
-        self.point = self._meta_learned(self.optimizer.split(self.parameters))  # views: they follow the parameters
-        # Leap still needs those of the last few updates: each has a vector of its own, in turn.
-        self.gradients = [self._make_gradient() for _ in range(HELD + 1)]
+        self.point = self._meta_learned(self.parameters)  # a view: it follows the parameters
+        # Leap still needs those of the last few updates: each has a row of its own, in turn.
+        gradients = self.parameters.new_zeros(2 * HELD, len(self.parameters))
+        self.gradients = [self._views_of(row) for row in gradients]
+        self.stack = self._meta_learned(gradients)
         self.path = make_path(config.meta)
         self.center = self._find_center()
         encoder, images = self.network.encoder, self.envs.observations.shape[1:]
@@ -124,14 +125,13 @@ class A2CProcess:
         """One unroll and one gradient step."""
         started = time.perf_counter()
         agent = self.config.agent
-        gradient = self.gradients[self.num_updates % len(self.gradients)]
+        row = self.num_updates % len(self.gradients)
+        gradient = self.gradients[row]
         loss, rollout = self._unroll(gradient.by_parameter)
-        norm = float(torch.linalg.vector_norm(gradient.vector))
+        norm, total = float(torch.linalg.vector_norm(gradient.vector)), float(loss.total)
         self.num_updates += 1
         # Before clipping: Leap is given the gradient of the loss.
-        self.path.record(
-            loss.total, self.point, gradient.meta_learned, norm, hand_over=True, keep_point=self._segment_ends()
-        )  # fmt: skip
+        self.path.record(total, self.point, self.stack, norm, row, keep_point=self._segment_ends())
         limit = agent.max_grad_norm
         scale = limit / norm if limit is not None and norm > limit else None
         squared_move = self.optimizer.step(gradient.pieces, scale)
@@ -140,7 +140,7 @@ class A2CProcess:
         if self.path.paired:
             self.path.land(self.point, self._loss_of(rollout))
 
-        self.segment.loss += float(loss.total)
+        self.segment.loss += total
         self.segment.policy_loss += float(loss.policy)
         self.segment.value_loss += float(loss.value)
         self.segment.entropy += float(loss.entropy)
@@ -223,22 +223,19 @@ class A2CProcess:
         shape = (self.config.agent.unroll, self.config.agent.num_envs, self.envs.num_actions)
         return torch.empty(shape).exponential_(generator=self.actions_rng).log_()
 
-    def _make_gradient(self) -> _Gradient:
-        vector = torch.zeros_like(self.parameters)
+    def _views_of(self, vector: Tensor) -> _Gradient:
         names = [name for name, _ in self.network.named_parameters()]
-        pieces = self.optimizer.split(vector)
         by_parameter = dict(zip(names, split_like(vector, self.network), strict=True))
-        return _Gradient(vector, by_parameter, pieces, self._meta_learned(pieces))
+        return _Gradient(vector, by_parameter, self.optimizer.split(vector))
 
-    def _meta_learned(self, pieces: Sequence[Tensor]) -> Tensors:
-        """Those of the optimizer's pieces that are meta-learned, by names in their order."""
-        return {f"{i:04d}": piece for i, piece in enumerate(pieces[: self.optimizer.num_measured])}
+    def _meta_learned(self, vectors: Tensor) -> Tensors:
+        """What Leap sees of vectors [..., N] of all parameters: they come first."""
+        return {"parameters": vectors[..., : self.num_meta_learned]}
 
-    def _named(self, pieces: Tensors) -> Tensors:
-        """Pieces put together again and split by parameter: name → tensor of its own."""
+    def _named(self, vector: Tensor) -> Tensors:
+        """What is meta-learned split by parameter: name → tensor of its own."""
         shapes = {name: parameter.shape for name, parameter in self.meta_learned.items()}
-        vector = torch.cat([pieces[key] for key in sorted(pieces)]).cpu()
-        values = torch.split(vector, [shape.numel() for shape in shapes.values()])
+        values = torch.split(vector.cpu(), [shape.numel() for shape in shapes.values()])
         return {n: v.view(shape).clone() for (n, shape), v in zip(shapes.items(), values, strict=True)}
 
     def _see(self, observations: np.ndarray, out: Tensor | None = None) -> Tensor:
@@ -293,7 +290,7 @@ class A2CProcess:
             num_moves=path.num_moves,
             num_rises=path.num_rises,
             last=self.num_updates == self.config.num_updates,
-            meta_gradient=self._named(path.cut()),
+            meta_gradient=self._named(path.cut()["parameters"]),
             statistics=statistics,
         )
         self.segment = _Segment(frames_before=self.envs.num_frames)
