@@ -237,7 +237,7 @@ class PathAccumulator:
         squared_norm += loss_change * loss_change
         if not math.isfinite(squared_norm):
             self._fail("non-finite parameter")
-        elif not self._holds(loss_change):
+        elif not self._in_range(loss_change):
             self._fail("non-finite loss")  # in the dtype of the parameters
         if self.failed:
             return
@@ -251,7 +251,7 @@ class PathAccumulator:
             loss_change = -loss_change
         if self.metric == "energy":
             self._hold(-loss_change)
-        elif norm > 0 and self._holds(1 / norm):
+        elif norm > 0 and self._in_range(1 / norm):
             self._add(self._move, -1 / norm)
             self._take_out()
             self._add(self._gradient, -loss_change / norm)
@@ -305,8 +305,8 @@ class PathAccumulator:
             self._sum[name] = torch.zeros_like(self._point[name], memory_format=torch.contiguous_format)
         return self._sum[name]
 
-    def _holds(self, number: float) -> bool:
-        """Whether the dtype of the parameters does."""
+    def _in_range(self, number: float) -> bool:
+        """Whether the dtype of the parameters holds it."""
         return all(abs(number) <= _largest(point.dtype) for point in self._point.values())
 
     def _fail(self, reason: str) -> None:

@@ -23,14 +23,14 @@ class Optimizer:
         self._lr, self._epsilon = agent.lr, agent.epsilon
         self._decays = (0.9, 0.999) if self._adam else (0.0, agent.rmsprop_decay)
         self.squares = torch.zeros_like(parameters)  # the running mean of squared gradients
-        self.means = torch.zeros_like(parameters if self._adam else parameters[:0])
+        self.means = torch.zeros_like(parameters) if self._adam else None
         # Of RMSprop so many that the correction is 1, in every bit.
         self.steps = torch.full((), 0.0 if self._adam else 1e12, device=parameters.device)
         measured, rest = num_measured, len(parameters) - num_measured
         self._sizes = [min(PIECE, n - i) for n in (measured, rest) for i in range(0, n, PIECE)]
         self.num_measured = -(-measured // PIECE)  # pieces
         moves, clipped = ([scratch[:size] for size in self._sizes] for scratch in torch.empty(2, PIECE).to(parameters))
-        means = self.split(self.means) if self._adam else [None] * len(self._sizes)
+        means = [None] * len(self._sizes) if self.means is None else self.split(self.means)
         self._pieces = list(zip(self.split(parameters), means, self.split(self.squares), moves, clipped, strict=True))
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
@@ -62,7 +62,7 @@ class Optimizer:
     def state(self) -> Tensors:
         """Copies of what the next step depends on, besides parameters and gradient."""
         state = {"squares": self.squares.clone()}
-        return state | {"means": self.means.clone(), "steps": self.steps.clone()} if self._adam else state
+        return state if self.means is None else state | {"means": self.means.clone(), "steps": self.steps.clone()}
 
     def load_state(self, state: Tensors) -> None:
         for name, value in state.items():
