@@ -30,16 +30,17 @@ from leap_rl.types import Task
 def leap_share(config: Config, game: str, rounds: int) -> dict[str, float]:
     """Processor time of updates with Leap over that of updates without it, in turns, by rounds of HELD of each: every
     HELDth has more to do than the others. They are of one process: where two happen to lie in memory makes more of a
-    difference than Leap."""
+    difference than Leap. The optimizer's loop measures the move with and without: it takes no longer for that
+    (docs/performance.md)."""
     process = A2CProcess(config, Task(0, 0, game, seed=0), initial_parameters(config, seed=0))
-    path, optimizer = process.path, process.optimizer
-    with_leap = path.record, path.moved, process.gradients, optimizer.num_measured
-    without = _nothing, _nothing, process.gradients[:1], 0
+    path = process.path
+    with_leap = path.record, path.moved, process.gradients
+    without = _nothing, _nothing, process.gradients[:1]
     rows = []
     for turn in range((rounds + 1) * HELD):
         spent = {}
         for arm in (with_leap, without) if turn % 2 else (without, with_leap):
-            path.record, path.moved, process.gradients, optimizer.num_measured = arm  # type: ignore[method-assign]
+            path.record, path.moved, process.gradients = arm  # type: ignore[method-assign]
             process.num_updates = turn  # as if the other arm's had not been: gradients take their places in turn
             started = time.process_time()
             process.update()

@@ -38,7 +38,6 @@ What the equation leaves open, and what is done here:
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Literal
 
 import torch
@@ -84,6 +83,7 @@ class PathAccumulator:
         self._kept = True  # whether _point is ψⁱ, or one before it
         self._squared_move: float | None = None  # ‖ψⁱ⁺¹ − ψⁱ‖², where moved() has told
         self._loss = math.nan  # f(ψⁱ)
+        self._largest: float | None = None  # number that all dtypes of the parameters hold
         self._move: dict[str, Tensor] = {}  # Δθⁱ, where more than its norm is asked for
         self._clear_sums()
 
@@ -99,7 +99,6 @@ class PathAccumulator:
         self.num_moves = 0
         self.num_rises = 0  # moves on which the loss rose: where the stabilizer acts
 
-    @torch.no_grad()
     def record(
         self,
         loss: float | Tensor,
@@ -162,7 +161,6 @@ class PathAccumulator:
             raise RuntimeError("moved() is for the energy of successive losses, after record()")
         self._squared_move = squared_norm
 
-    @torch.no_grad()
     def land(self, parameters: Mapping[str, Tensor], loss: float | Tensor) -> None:
         """Ends the move from the newest point at ``parameters``. ``loss`` is there what :meth:`record` was given at
         its start: of the same batch. Only where the loss difference is paired, and then once after each record."""
@@ -178,7 +176,6 @@ class PathAccumulator:
         else:
             self._advance(parameters, _number(loss))
 
-    @torch.no_grad()
     def finish(self, parameters: Mapping[str, Tensor] | None = None, loss: float | Tensor | None = None) -> None:
         """Closes the path. ``parameters`` is where the optimizer's last move ended.
 
@@ -232,7 +229,7 @@ class PathAccumulator:
             squared_norm, self._squared_move = self._squared_move, None
             self._kept = keep_point
             for name, point in self._point.items() if keep_point else ():
-                point.copy_(parameters[name])
+                point.copy_(parameters[name].detach())
         loss_change = loss - self._loss if self.use_loss else 0.0
         squared_norm += loss_change * loss_change
         if not math.isfinite(squared_norm):
@@ -256,6 +253,7 @@ class PathAccumulator:
             self._take_out()
             self._add(self._gradient, -loss_change / norm)
 
+    @torch.no_grad()
     def _move_to(self, parameters: Mapping[str, Tensor]) -> float:
         """Makes ``parameters`` the newest point. Returns ‖Δθ‖², and leaves Δθ where more than that is asked for."""
         if not self._kept:
@@ -293,6 +291,7 @@ class PathAccumulator:
         if len(self._held) == HELD:
             self._add_held()
 
+    @torch.no_grad()
     def _add_held(self) -> None:
         rows = slice(self._first_held, self._first_held + len(self._held))
         for name, stacked in self._stack.items() if self._held else ():
@@ -307,7 +306,9 @@ class PathAccumulator:
 
     def _in_range(self, number: float) -> bool:
         """Whether the dtype of the parameters holds it."""
-        return all(abs(number) <= _largest(point.dtype) for point in self._point.values())
+        if self._largest is None:
+            self._largest = min(torch.finfo(point.dtype).max for point in self._point.values())
+        return abs(number) <= self._largest
 
     def _fail(self, reason: str) -> None:
         self.failed = reason
@@ -354,11 +355,6 @@ class PathAccumulator:
         self._row, self._held, self._move = None, [], {}
 
 
-@cache
-def _largest(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).max
-
-
 def _number(loss: float | Tensor) -> float:
     return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
 
@@ -374,7 +370,9 @@ def squared_norm_of(move: Tensor) -> float:
     """‖move‖²; once more in double where the squares leave the range of the dtype."""
     flat = move.flatten()
     squared = float(torch.dot(flat, flat))
-    return squared if 1e-30 < squared < math.inf else float(flat.double().square().sum())
+    if 1e-30 < squared < math.inf or not flat.any():  # a layer's gradient is often zero throughout: its units are dead
+        return squared
+    return float(flat.double().square().sum())
 
 
 def _row_of(stacks: Mapping[str, Tensor], row: int | None) -> Mapping[str, Tensor]:
@@ -382,7 +380,7 @@ def _row_of(stacks: Mapping[str, Tensor], row: int | None) -> Mapping[str, Tenso
 
 
 def _all_finite(values: Mapping[str, Tensor]) -> bool:
-    return all(_is_finite(value) for value in values.values())
+    return all(_is_finite(value.detach()) for value in values.values())
 
 
 def _is_finite(value: Tensor) -> bool:

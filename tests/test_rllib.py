@@ -256,7 +256,7 @@ def test_a2c_is_our_own_process_on_transitions_that_rllib_sampled(monkeypatch: p
         gradient = torch.cat([part.flatten() for part in gradients])
         norm = float(gradient.norm())
         clipped += norm > 0.1
-        optimizer.step(optimizer.split(gradient), min(1.0, 0.1 / norm))
+        optimizer.step(gradient, min(1.0, 0.1 / norm))
         theirs = torch.cat([parameters()[name].flatten() for name, _ in network.named_parameters()])
         assert float((theirs - flat.detach()).norm()) < 1e-3 * float((theirs - before).norm())
     process.algorithm.stop()

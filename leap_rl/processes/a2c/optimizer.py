@@ -1,63 +1,64 @@
-"""The optimizer of the inner loop: a step over one vector of parameters, a piece at a time.
+"""The optimizer of the inner loop: one pass over all parameters, which also measures how far they moved.
 
-What is done to a piece (clipping, the step, measuring how far it moved) is done while it is in the core's cache. The
-step is torch's own: of its fused optimizers only Adam runs on a CPU, and RMSprop is Adam without momentum and without
-correction of the bias.
+A step is bound by memory. What Leap asks of it, the norm of the move, is had in passing, while both ends are at hand;
+torch has no operation that does, so that on a CPU the pass is a loop of our own, compiled by Numba. Other devices take
+torch's fused Adam, of which RMSprop is the case without momentum and without correction of the bias.
 """
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
+from numba import float32, njit
 from torch import Tensor
 
 from leap_rl.config import AgentConfig
-from leap_rl.leap import PIECE, squared_norm_of
+from leap_rl.leap import squared_norm_of
 from leap_rl.types import Tensors
+
+BLOCK = 8192  # squares that are added up in float32, before the sum goes on in float64
 
 
 class Optimizer:
-    """RMSprop or Adam, in place on ``parameters`` [N]; measures the moves of the first ``num_measured`` of them."""
+    """RMSprop or Adam, in place on ``parameters`` [N] (float32); measures the move of the first ``num_measured``."""
 
     def __init__(self, parameters: Tensor, agent: AgentConfig, num_measured: int) -> None:
+        self._parameters, self.num_measured = parameters.detach(), num_measured
         self._adam = agent.optimizer == "adam"
         self._lr, self._epsilon = agent.lr, agent.epsilon
         self._decays = (0.9, 0.999) if self._adam else (0.0, agent.rmsprop_decay)
-        self.squares = torch.zeros_like(parameters)  # the running mean of squared gradients
-        self.means = torch.zeros_like(parameters) if self._adam else None
+        self.squares = torch.zeros_like(self._parameters)  # the running mean of squared gradients
+        self.means = torch.zeros_like(self._parameters) if self._adam else None
         # Of RMSprop so many that the correction is 1, in every bit.
         self.steps = torch.full((), 0.0 if self._adam else 1e12, device=parameters.device)
-        measured, rest = num_measured, len(parameters) - num_measured
-        self._sizes = [min(PIECE, n - i) for n in (measured, rest) for i in range(0, n, PIECE)]
-        self.num_measured = -(-measured // PIECE)  # pieces
-        moves, clipped = ([scratch[:size] for size in self._sizes] for scratch in torch.empty(2, PIECE).to(parameters))
-        means = [None] * len(self._sizes) if self.means is None else self.split(self.means)
-        self._pieces = list(zip(self.split(parameters), means, self.split(self.squares), moves, clipped, strict=True))
 
-    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """The pieces of a vector [N]: views. What is measured comes first, in ``num_measured`` of them."""
-        return torch.split(vector, self._sizes)
-
-    @torch.no_grad()
-    def step(self, gradient: Sequence[Tensor], scale: float | None = None) -> float:
-        """One step against ``gradient``, in the pieces of :meth:`split`, times ``scale`` if given. Returns the squared
-        norm of the move of what is measured."""
-        squared_norm = 0.0
+    def step(self, gradient: Tensor, scale: float = 1.0) -> float:
+        """One step against ``gradient`` [N] times ``scale``. Returns the squared norm of the measured part's move."""
         if self._adam:
             self.steps += 1
-        for i, (part, (parameters, mean, square, move, clipped)) in enumerate(zip(gradient, self._pieces, strict=True)):
-            if scale is not None:
-                part = torch.mul(part, scale, out=clipped)
-            if i < self.num_measured:
-                move.copy_(parameters)
-            # RMSprop's mean is the gradient itself: it is given a second time, and keeps its bits.
-            torch._fused_adam_(
-                [parameters], [part], [part if mean is None else mean], [square], [], [self.steps],
-                lr=self._lr, beta1=self._decays[0], beta2=self._decays[1], weight_decay=0, eps=self._epsilon,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
-            if i < self.num_measured:
-                squared_norm += squared_norm_of(torch.sub(parameters, move, out=move))
-        return squared_norm
+        step = self._step_compiled if self._parameters.is_cpu else self._step_of_torch
+        return step(gradient, scale)
+
+    def _step_compiled(self, gradient: Tensor, scale: float) -> float:
+        (decay, square_decay), steps = self._decays, float(self.steps)
+        rate, correction = self._lr / (1 - decay**steps), 1 / (1 - square_decay**steps) ** 0.5
+        factors = scale, rate, correction, self._epsilon, decay, 1 - decay, square_decay, 1 - square_decay
+        numbers = [np.float32(factor) for factor in factors]
+        vectors = self._parameters, gradient, self.squares, self.means
+        arrays = [None if vector is None else vector.numpy() for vector in vectors]
+        measured, rest = slice(self.num_measured), slice(self.num_measured, None)
+        squared_norm, _ = (_step(*(a if a is None else a[part] for a in arrays), *numbers) for part in (measured, rest))
+        return float(squared_norm)
+
+    @torch.no_grad()
+    def _step_of_torch(self, gradient: Tensor, scale: float) -> float:
+        before = self._parameters[: self.num_measured].clone()
+        gradient = gradient * scale
+        # RMSprop's mean is the gradient itself: it is given a second time, and keeps its bits.
+        torch._fused_adam_(
+            [self._parameters], [gradient], [gradient if self.means is None else self.means], [self.squares], [],
+            [self.steps], lr=self._lr, beta1=self._decays[0], beta2=self._decays[1], weight_decay=0,
+            eps=self._epsilon, amsgrad=False, maximize=False,
+        )  # fmt: skip
+        return squared_norm_of(self._parameters[: self.num_measured] - before)
 
     def state(self) -> Tensors:
         """Copies of what the next step depends on, besides parameters and gradient."""
@@ -67,3 +68,44 @@ class Optimizer:
     def load_state(self, state: Tensors) -> None:
         for name, value in state.items():
             getattr(self, name).copy_(value)
+
+
+@njit(fastmath={"reassoc"})
+def _plus(sum_, term):  # type: ignore[no-untyped-def]
+    """In any order: only so can the sum be taken several numbers at a time. All else is done as it is written, and to
+    the same bits by every CPU."""
+    return sum_ + term
+
+
+@njit(error_model="numpy")
+def _step_of_block(  # type: ignore[no-untyped-def]
+    parameters, gradient, squares, means, scale, rate, correction, epsilon, decay, fresh, square_decay, fresh_square
+):
+    squared_norm = float32(0)
+    for i in range(len(parameters)):
+        scaled = gradient[i] * scale
+        squares[i] = square_decay * squares[i] + fresh_square * scaled * scaled
+        if means is None:
+            mean = scaled
+        else:
+            mean = means[i] = decay * means[i] + fresh * scaled
+        before = parameters[i]
+        parameters[i] = before - rate * mean / (np.sqrt(squares[i]) * correction + epsilon)
+        move = parameters[i] - before
+        squared_norm = _plus(squared_norm, move * move)
+    return squared_norm
+
+
+@njit(error_model="numpy")
+def _step(parameters, gradient, squares, means, *numbers):  # type: ignore[no-untyped-def]
+    squared_norm = 0.0
+    for start in range(0, len(parameters), BLOCK):
+        end = start + BLOCK
+        squared_norm += _step_of_block(
+            parameters[start:end],
+            gradient[start:end],
+            squares[start:end],
+            means if means is None else means[start:end],
+            *numbers,
+        )
+    return squared_norm

@@ -9,7 +9,7 @@ that the bits do not depend on how many cores there are; further cores step envi
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,7 +52,6 @@ class _Gradient(NamedTuple):
 
     vector: Tensor  # [N]
     by_parameter: Tensors
-    pieces: Sequence[Tensor]  # the optimizer's
 
 
 class _Rollout(NamedTuple):
@@ -133,8 +132,8 @@ class A2CProcess:
         # Before clipping: Leap is given the gradient of the loss.
         self.path.record(total, self.point, self.stack, norm, row, keep_point=self._segment_ends())
         limit = agent.max_grad_norm
-        scale = limit / norm if limit is not None and norm > limit else None
-        squared_move = self.optimizer.step(gradient.pieces, scale)
+        scale = limit / norm if limit is not None and norm > limit else 1.0
+        squared_move = self.optimizer.step(gradient.vector, scale)
         if self.path.takes_norms:
             self.path.moved(squared_move)
         if self.path.paired:
@@ -225,8 +224,7 @@ class A2CProcess:
 
     def _views_of(self, vector: Tensor) -> _Gradient:
         names = [name for name, _ in self.network.named_parameters()]
-        by_parameter = dict(zip(names, split_like(vector, self.network), strict=True))
-        return _Gradient(vector, by_parameter, self.optimizer.split(vector))
+        return _Gradient(vector, dict(zip(names, split_like(vector, self.network), strict=True)))
 
     def _meta_learned(self, vectors: Tensor) -> Tensors:
         """What Leap sees of vectors [..., N] of all parameters: they come first."""
