@@ -376,7 +376,7 @@ def squared_norm_of(move: Tensor) -> float:
 
 
 def _row_of(stacks: Mapping[str, Tensor], row: int | None) -> Mapping[str, Tensor]:
-    return stacks if row is None else {name: stack[row] for name, stack in stacks.items()}
+    return stacks if row is None else {name: stack[row].detach() for name, stack in stacks.items()}
 
 
 def _all_finite(values: Mapping[str, Tensor]) -> bool:

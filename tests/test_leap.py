@@ -598,6 +598,22 @@ def test_nothing_that_is_given_is_kept():
     assert accumulator.num_points == 1
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_no_history_is_kept_of_tensors_that_have_one(told):
+    path = [with_gradient(point.parameters) for point in some_path(HELD + 2)]
+    stacks = {name: torch.stack([point.gradients[name] for point in path]).requires_grad_() for name in SHAPES}
+    accumulator, expected = PathAccumulator(), walk(path)
+    for row, point in enumerate(path):
+        accumulator.record(point.loss, point.parameters, stacks, row=row)
+        if told:
+            accumulator.moved(1.0)
+    accumulator.finish(path[0].parameters)
+    increment = accumulator.increment()
+    assert not any(value.requires_grad for value in (increment | accumulator.state()).values())
+    for name, value in expected.increment().items():
+        torch.testing.assert_close(increment[name], value)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_overwriting_what_was_given_changes_nothing(variant):
     expected = walk(some_path(4), *variant).increment()
