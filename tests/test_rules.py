@@ -270,7 +270,7 @@ def test_a_small_step_changes_the_loss_by_its_gradient():
     gradients = []
 
     def descend(gradient, scale):
-        gradients.append(torch.cat(gradient) * (scale or 1))
+        gradients.append(gradient * scale)
         process.parameters.sub_(gradients[-1], alpha=1e-3)
 
     process.optimizer.step = descend

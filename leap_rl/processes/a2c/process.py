@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from leap_rl.config import Config
@@ -241,12 +242,12 @@ class A2CProcess:
         seen = torch.from_numpy(observations)
         if out is None:
             out = torch.empty_like(seen, dtype=self.network.encoder.compute_dtype, device=self.device)
+        elif self.center is not None and out.dtype == torch.float32 and out.is_cpu:
+            rows = (images.permute(0, 2, 3, 1).view(len(images), -1) for images in (seen, self.center, out))
+            _subtract(*(images.numpy() for images in rows))
+            return out
         if self.center is None:
             return out.copy_(seen)
-        if out.dtype == torch.float32 and out.device.type == "cpu":
-            # NumPy converts as it subtracts; torch goes through all of it twice, and it is larger than the cache.
-            np.subtract(observations, self.center.numpy(), out=out.numpy())
-            return out
         return out.copy_(seen).sub_(self.center)
 
     def _find_center(self) -> Tensor | None:
@@ -331,3 +332,12 @@ class A2CProcess:
         with torch.no_grad():
             for name, value in part_for(self.meta_learned, initialization).items():
                 self.meta_learned[name].copy_(value)
+
+
+@njit
+def _subtract(images, center, out):  # type: ignore[no-untyped-def]
+    """uint8 [B, N] − float32 [1, N] → float32 [B, N]. Converts as it subtracts: torch goes through all of it twice, and
+    it is larger than the cache."""
+    for image in range(len(images)):
+        for i in range(center.shape[1]):
+            out[image, i] = images[image, i] - center[0, i]
