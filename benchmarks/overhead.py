@@ -46,8 +46,8 @@ def leap_share(config: Config, game: str, rounds: int) -> dict[str, float]:
             process.update()
             spent[arm is with_leap] = time.process_time() - started
         rows.append((spent[True], spent[False]))
-    sums = np.array(rows).reshape(-1, HELD, 2).mean(axis=1)[1:]
-    shares, differences = sums[:, 0] / sums[:, 1] - 1, sums[:, 0] - sums[:, 1]
+    more, less = np.array(rows).reshape(-1, HELD, 2).mean(axis=1)[1:].T
+    shares, differences = more / less - 1, more - less
     return {
         "leap_share": round(float(np.median(shares)), 4),
         "leap_share_standard_error": round(1.25 * shares.std(ddof=1) / len(shares) ** 0.5, 4),  # of a median

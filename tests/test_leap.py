@@ -442,6 +442,22 @@ def test_no_autograd_history_is_kept():
     assert not any(value.requires_grad or value.grad_fn for value in kept)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_no_autograd_history_is_kept_of_stacks_nor_where_moves_are_told(told):
+    path = [with_gradient(point.parameters) for point in some_path(HELD + 2)]
+    stacks = {name: torch.stack([point.gradients[name] for point in path]).requires_grad_() for name in SHAPES}
+    accumulator, expected = PathAccumulator(), walk(path)
+    for row, point in enumerate(path):
+        accumulator.record(point.loss, point.parameters, stacks, row=row)
+        if told:
+            accumulator.moved(1.0)
+    accumulator.finish(path[0].parameters)
+    increment = accumulator.increment()
+    assert not any(value.requires_grad for value in (increment | accumulator.state()).values())
+    for name, value in expected.increment().items():
+        torch.testing.assert_close(increment[name], value)
+
+
 def increments_of_a_stack(path, variant, num_rows, cuts, pauses):
     """Pairs of increments, of gradients in rows and of copied ones. Rows are overwritten as soon as they may be."""
     stack = {name: torch.full((num_rows, *shape), NAN) for name, shape in SHAPES.items()}
@@ -596,22 +612,6 @@ def test_nothing_that_is_given_is_kept():
     del loss, point
     assert [reference() for reference in given] == [None] * len(given)
     assert accumulator.num_points == 1
-
-
-@pytest.mark.parametrize("told", [False, True])
-def test_no_history_is_kept_of_tensors_that_have_one(told):
-    path = [with_gradient(point.parameters) for point in some_path(HELD + 2)]
-    stacks = {name: torch.stack([point.gradients[name] for point in path]).requires_grad_() for name in SHAPES}
-    accumulator, expected = PathAccumulator(), walk(path)
-    for row, point in enumerate(path):
-        accumulator.record(point.loss, point.parameters, stacks, row=row)
-        if told:
-            accumulator.moved(1.0)
-    accumulator.finish(path[0].parameters)
-    increment = accumulator.increment()
-    assert not any(value.requires_grad for value in (increment | accumulator.state()).values())
-    for name, value in expected.increment().items():
-        torch.testing.assert_close(increment[name], value)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -78,34 +78,24 @@ def _plus(sum_, term):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def _step_of_block(  # type: ignore[no-untyped-def]
+def _step(  # type: ignore[no-untyped-def]
     parameters, gradient, squares, means, scale, rate, correction, epsilon, decay, fresh, square_decay, fresh_square
 ):
-    squared_norm = float32(0)
-    for i in range(len(parameters)):
-        scaled = gradient[i] * scale
-        squares[i] = square_decay * squares[i] + fresh_square * scaled * scaled
-        if means is None:
-            mean = scaled
-        else:
-            mean = means[i] = decay * means[i] + fresh * scaled
-        before = parameters[i]
-        parameters[i] = before - rate * mean / (np.sqrt(squares[i]) * correction + epsilon)
-        move = parameters[i] - before
-        squared_norm = _plus(squared_norm, move * move)
-    return squared_norm
-
-
-@njit(error_model="numpy")
-def _step(parameters, gradient, squares, means, *numbers):  # type: ignore[no-untyped-def]
     squared_norm = 0.0
     for start in range(0, len(parameters), BLOCK):
-        end = start + BLOCK
-        squared_norm += _step_of_block(
-            parameters[start:end],
-            gradient[start:end],
-            squares[start:end],
-            means if means is None else means[start:end],
-            *numbers,
-        )
+        part, of_block = slice(start, start + BLOCK), float32(0)
+        p, g, s = parameters[part], gradient[part], squares[part]
+        m = None if means is None else means[part]
+        for i in range(len(p)):
+            scaled = g[i] * scale
+            s[i] = square_decay * s[i] + fresh_square * scaled * scaled
+            if m is None:
+                mean = scaled
+            else:
+                mean = m[i] = decay * m[i] + fresh * scaled
+            before = p[i]
+            p[i] = before - rate * mean / (np.sqrt(s[i]) * correction + epsilon)
+            move = p[i] - before
+            of_block = _plus(of_block, move * move)
+        squared_norm += of_block
     return squared_norm

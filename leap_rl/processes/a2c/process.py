@@ -243,6 +243,7 @@ class A2CProcess:
         if out is None:
             out = torch.empty_like(seen, dtype=self.network.encoder.compute_dtype, device=self.device)
         elif self.center is not None and out.dtype == torch.float32 and out.is_cpu:
+            # The images of an unroll are laid out alike, channels last; one that stands alone may not be.
             rows = (images.permute(0, 2, 3, 1).view(len(images), -1) for images in (seen, self.center, out))
             _subtract(*(images.numpy() for images in rows))
             return out
