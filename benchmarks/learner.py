@@ -1,40 +1,40 @@
-"""How many increments a second the central Leap learner takes from simulated workers.
+"""Measures how many increments a second the central Leap learner takes from simulated workers.
 
     python -m benchmarks.learner --senders 1 2 4 8 --json
 
-Each simulated worker sends increments of the real size through a real Ray cluster on this machine, as workers do: one
-under way while the next is made, but without training in between. Beside it, the learner alone in this process:
-what an increment and a meta-step cost it, and what the broadcast of an initialization costs a node.
+Each simulated worker sends increments of the real size through a real Ray cluster on this machine, one on its way while
+the next is made, as workers do, but without training. In addition it measures the learner by itself, in this process
+(what an increment and a meta-step cost), and the broadcast of an initialization to a node.
 """
 
 import argparse
 import json
 import time
+from functools import partial
 from typing import Any
 
 import ray
 import torch
 
 from leap_rl.backends.actors import Learner
-from leap_rl.compression import Compressor
-from leap_rl.config import Config, load_config
-from leap_rl.learner import Checkpoint, MetaLearner
+from leap_rl.config import Config
+from leap_rl.config_files import load_config
+from leap_rl.meta.compression import Compressor
+from leap_rl.meta.learner import MetaLearner
 from leap_rl.processes import initial_parameters
-from leap_rl.types import Increment, IncrementKey, Task, Tensors
+from leap_rl.types import Checkpoint, Parcel, PathSums, Task, Tensors
 
 STATISTICS = {"agent_steps": 1.0, "frames": 4.0, "seconds": 1.0}
 
 
-def make_increment(meta_gradient: Tensors, slot: int, sequence: int, last: bool = False) -> Increment:
-    """A segment's increment of a simulated worker."""
-    return Increment(
-        key=IncrementKey(0, slot, sequence), task=Task(0, slot, "pong", seed=0), meta_gradient=meta_gradient,
-        path_length=1.0, energy=1.0, num_moves=1, num_rises=0, last=last, statistics=STATISTICS,
-    )  # fmt: skip
+def make_parcel(packed: Tensors, slot: int, sequence: int, last: bool = False) -> Parcel:
+    """Returns a segment's increment as a simulated worker sends it."""
+    task, path = Task(0, slot, "pong", seed=0), PathSums(1.0, 1.0, moves=1)
+    return Parcel(task, sequence, 0, packed, path, last, STATISTICS)
 
 
 class Sender:
-    """A simulated worker (an actor)."""
+    """Sends increments like a worker, as a Ray actor."""
 
     def __init__(self, config: Config, slot: int) -> None:
         torch.set_num_threads(1)
@@ -43,12 +43,12 @@ class Sender:
         self._packed, self._slot, self._sequence = packed, slot, 0
 
     def send(self, learner: Any, seconds: float) -> int:
-        """Sends increments for a while; how many the learner took."""
+        """Sends increments for a while, and returns how many the learner took."""
         started, taken = time.perf_counter(), 0
-        sent = learner.receive.remote(make_increment(self._packed, self._slot, self._sequence))
+        sent = learner.receive.remote(make_parcel(self._packed, self._slot, self._sequence))
         while time.perf_counter() < started + seconds:
             self._sequence += 1
-            following = make_increment(self._packed, self._slot, self._sequence)
+            following = make_parcel(self._packed, self._slot, self._sequence)
             taken += ray.get(sent)
             sent = learner.receive.remote(following)
         self._sequence += 1
@@ -56,9 +56,9 @@ class Sender:
 
 
 def through_ray(config: Config, num_senders: int, seconds: float) -> float:
-    """Increments a second."""
+    """Returns the increments a second that the learner takes from ``num_senders`` workers."""
     checkpoint = Checkpoint(0, initial_parameters(config, seed=0), {})
-    learner = ray.remote(Learner).options(num_cpus=0).remote(config, checkpoint)
+    learner = ray.remote(Learner).options(num_cpus=0).remote(partial(MetaLearner, config.meta, checkpoint))
     senders = [ray.remote(Sender).options(num_cpus=0).remote(config, slot) for slot in range(num_senders)]
     ray.get([sender.send.remote(learner, 0.5) for sender in senders])
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def through_ray(config: Config, num_senders: int, seconds: float) -> float:
 
 
 def alone(config: Config, batch_size: int) -> dict[str, float]:
-    """Milliseconds of processor time that an increment and a meta-step take in the learner itself."""
+    """Returns the milliseconds of processor time that an increment and a meta-step take in the learner itself."""
     meta = config.meta.model_copy(update={"batch_size": batch_size})
     gradient = initial_parameters(config, seed=1)
     packed, _ = Compressor(config.stream.compression, None).pack(gradient)
@@ -79,7 +79,7 @@ def alone(config: Config, batch_size: int) -> dict[str, float]:
     started = time.process_time()
     for sequence in range(num_segments):
         for slot in range(batch_size):
-            learner.receive(make_increment(packed, slot, sequence, last=sequence == num_segments - 1))
+            learner.receive(make_parcel(packed, slot, sequence, last=sequence == num_segments - 1))
     received = time.process_time()
     learner.step()
     stepped = time.process_time()
@@ -90,7 +90,7 @@ def alone(config: Config, batch_size: int) -> dict[str, float]:
 
 
 def broadcast(config: Config) -> float:
-    """Milliseconds to put an initialization into the object store and to take it out again, on one node."""
+    """Returns the milliseconds to put an initialization into the object store and to take it out again, on one node."""
     initialization = initial_parameters(config, seed=0)
     started = time.perf_counter()
     for _ in range(20):
@@ -102,10 +102,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--senders", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 256])
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each number of senders")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration for each number of senders")
     parser.add_argument("--config", default="configs/atari.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
-    parser.add_argument("--json", action="store_true", help="on one line")
+    parser.add_argument("--json", action="store_true", help="print JSON on one line")
     options = parser.parse_args()
     config = load_config(options.config, options.overrides)
     meta = config.meta.model_copy(update={"batch_size": max(options.senders)})

@@ -1,11 +1,11 @@
-"""Agent steps per second of the inner loop, on one core and on all of them, and its share of the hard limit of a core.
+"""Measures the inner loop's agent steps per second, on one core and on all cores, and its share of a core's hard limit.
 
     python -m benchmarks.throughput --game pong --seconds 30 --json
 
-The hard limit of a core is 1 / (1/raw + 1/network): raw is emulation alone (the frames of an agent step, no
-screen), network is one forward and backward pass over an unroll's batch, by our encoder or by torch's autograd in
-whichever memory layout is fastest. All are measured in turns, so that a machine whose speed drifts does not favour
-one of them. On all cores: one process a core, each by itself, as workers are.
+The hard limit of a core is 1 / (1/raw + 1/network). The rate "raw" is emulation only (the frames of an agent step,
+without screens). The rate "network" is one forward and one backward pass over an unroll's batch, with our encoder or
+with torch's autograd, in whichever memory layout is fastest. All rates are measured in turns, so that a machine whose
+speed drifts does not favour one of them. On all cores there is one independent process for each core, as for workers.
 """
 
 import argparse
@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leap_rl.config import Config, load_config
+from leap_rl.atari.emulators import open_game
+from leap_rl.config_files import load_config
 from leap_rl.processes import initial_parameters, resolve
-from leap_rl.processes.a2c.network import ActorCritic
-from leap_rl.processes.a2c.process import A2CProcess
-from leap_rl.tasks import open_game
+from leap_rl.processes.a2c.config import A2CConfig
+from leap_rl.processes.a2c.network import Encoder
+from leap_rl.processes.a2c.process import A2CProcess, new_network
 from leap_rl.types import Task
 
 ROUNDS = 3
 
 
-def emulation(config: Config, game: str) -> Callable[[], int]:
-    """One agent step in each environment, nothing but emulation."""
+def emulation(config: A2CConfig, game: str) -> Callable[[], int]:
+    """Returns a function that takes one agent step in each environment, with emulation only."""
     emulators = [open_game(game) for _ in range(config.agent.num_envs)]
     actions = emulators[0].getMinimalActionSet()
     rng = np.random.default_rng(0)
@@ -50,9 +51,10 @@ def emulation(config: Config, game: str) -> Callable[[], int]:
     return step
 
 
-def encoder(config: Config, num_actions: int) -> Callable[[], int]:
-    """One forward and backward pass of our network over the batch of an unroll, as the inner loop lays it out."""
-    model, observations = ActorCritic(config, num_actions), batch(config)
+def encoder(config: A2CConfig, num_actions: int) -> Callable[[], int]:
+    """Returns a function that runs one forward and backward pass of our network over the batch of an unroll, in the
+    memory layout of the inner loop."""
+    model, observations = new_network(config, num_actions), batch(config)
     inputs = observations.to(model.encoder.compute_dtype, memory_format=torch.channels_last)
 
     def step() -> int:
@@ -64,9 +66,10 @@ def encoder(config: Config, num_actions: int) -> Callable[[], int]:
     return step
 
 
-def plain(config: Config, num_actions: int, memory_format: torch.memory_format) -> Callable[[], int]:
-    """The same with torch's own modules and autograd."""
-    encoder, observations = ActorCritic(config, num_actions).encoder, batch(config)
+def plain(config: A2CConfig, num_actions: int, memory_format: torch.memory_format) -> Callable[[], int]:
+    """Returns the same function with torch's own modules and autograd."""
+    encoder, observations = new_network(config, num_actions).encoder, batch(config)
+    assert isinstance(encoder, Encoder)
     for convolution in (encoder.conv1, encoder.conv2):
         convolution.weight.data = convolution.weight.data.contiguous(memory_format=memory_format)
     model = nn.Sequential(
@@ -86,16 +89,17 @@ def plain(config: Config, num_actions: int, memory_format: torch.memory_format) 
     return step
 
 
-def batch(config: Config) -> Tensor:
-    """Observations of an unroll."""
+def batch(config: A2CConfig) -> Tensor:
+    """Returns random observations of an unroll."""
     channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
     shape = (config.agent.num_envs * config.agent.unroll, channels, config.env.screen_size, config.env.screen_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
-def training(config: Config, game: str) -> Callable[[], int]:
-    """One update of the learning process, Leap included."""
-    process = A2CProcess(config, Task(0, 0, game, seed=0), initial_parameters(config, seed=0))
+def training(config: A2CConfig, game: str) -> Callable[[], int]:
+    """Returns a function that takes one update of the learning process, Leap included."""
+    process = A2CProcess(config, Task(0, 0, game, seed=0))
+    process.start(initial_parameters(config, seed=0))
 
     def step() -> int:
         process.update()
@@ -105,17 +109,17 @@ def training(config: Config, game: str) -> Callable[[], int]:
 
 
 def rate(step: Callable[[], int], seconds: float) -> float:
-    """Agent steps per second of repeated calls."""
+    """Returns the agent steps per second of repeated calls."""
     steps, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         steps += step()
     return steps / elapsed
 
 
-def measure(config: Config, game: str, seconds: float) -> dict[str, float]:
-    """Medians over rounds, agent steps per second of one core."""
+def measure(config: A2CConfig, game: str, seconds: float) -> dict[str, float]:
+    """Returns medians over rounds of the agent steps per second of one core."""
     torch.set_num_threads(1)
-    train = training(config, game)  # first, as in a worker: where it lies in memory makes a difference of some percent
+    train = training(config, game)  # made first, as in a worker: its place in memory makes a few per cent
     networks = {
         "encoder": encoder(config, num_actions=6),
         "autograd": plain(config, 6, torch.contiguous_format),
@@ -131,8 +135,8 @@ def measure(config: Config, game: str, seconds: float) -> dict[str, float]:
     return result
 
 
-def one_core(config: Config, game: str, seconds: float, barrier: Any) -> float:
-    """Agent steps per second of one process, while the others run as well."""
+def one_core(config: A2CConfig, game: str, seconds: float, barrier: Any) -> float:
+    """Returns the agent steps per second of one process, while the others run too."""
     torch.set_num_threads(1)
     train = training(config, game)
     rate(train, 2)
@@ -140,8 +144,8 @@ def one_core(config: Config, game: str, seconds: float, barrier: Any) -> float:
     return rate(train, seconds)
 
 
-def all_cores(config: Config, game: str, seconds: float) -> float:
-    """Agent steps per second of one process a core, together."""
+def all_cores(config: A2CConfig, game: str, seconds: float) -> float:
+    """Returns the agent steps per second of one process for each core, all together."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(cores, context) as pool:
@@ -152,12 +156,13 @@ def all_cores(config: Config, game: str, seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="pong")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of measuring on one core, all rounds together")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration on one core, all rounds together")
     parser.add_argument("--config", default="configs/atari.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     config = resolve(load_config(options.config, options.overrides))
+    assert isinstance(config, A2CConfig)
     result = measure(config, options.game, options.seconds)
     result["all_cores"] = all_cores(config, options.game, options.seconds / ROUNDS)
     machine = {"game": options.game, "precision": config.precision, "num_envs": config.agent.num_envs,

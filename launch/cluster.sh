@@ -38,23 +38,14 @@ usage() {
 
 with_token() {
     export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+    RAY_TMPDIR=$(python -m leap_rl.private_folder) || exit 2 # Ray's folders are for everybody, but for this one above
+    export RAY_TMPDIR
     (umask 077 && ray get-auth-token --generate >/dev/null 2>&1) || fail "ray get-auth-token made no token"
 }
 
 resolve() { # FILE CONFIG [key=value …]: writes the configuration, overrides taken in, to FILE; says what run.dir is
     [[ $# -gt 1 && $2 != *=* ]] || fail "submit needs a configuration, e.g. configs/quickstart.yaml"
-    python -c '
-import sys, yaml
-from leap_rl.config import load_config
-from leap_rl.types import LeapRLError
-try:
-    config = load_config(sys.argv[2], sys.argv[3:])
-except LeapRLError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-with open(sys.argv[1], "w") as file:
-    yaml.safe_dump(config.model_dump(), file, sort_keys=False)
-print(config.run.dir)' "$@"
+    leap-rl resolve "${@:2}" >"$1" && leap-rl resolve "${@:2}" --only run.dir
 }
 
 is_absolute() { # RUN_DIR
@@ -65,14 +56,15 @@ one_job() { # JOB
     [[ $# -eq 1 ]] || fail "which job? \`status\` lists them"
 }
 
-submit_job() { # ADDRESS FOLDER: what is in it, config.yaml too, is the job's working directory; with our code
-    local code=0
-    cp -R "$root/leap_rl" "$2"
+folder='' # of a job that is being submitted
+trap '[[ -z $folder ]] || rm -rf "$folder"' EXIT
+new_folder() { folder=$(mktemp -d); }
+
+submit_job() { # ADDRESS: what is in the folder, config.yaml too, is the job's working directory; with our code
+    cp -R "$root/leap_rl" "$folder"
     with_token
-    ray job submit --address "$1" --submission-id "$(new_job)" --working-dir "$2" "${passed[@]}" \
-        -- python -m leap_rl.cli train config.yaml || code=$?
-    rm -r "$2"
-    return "$code"
+    ray job submit --address "$1" --submission-id "$(new_job)" --working-dir "$folder" "${passed[@]}" \
+        -- python -m leap_rl.cli train config.yaml
 }
 
 new_job() { date +leap-rl-%Y%m%d-%H%M%S; }
@@ -82,22 +74,37 @@ new_job() { date +leap-rl-%Y%m%d-%H%M%S; }
 local_address=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265} # the variable is Ray's own
 local_pid=$HOME/.ray/leap-rl-cluster.pid
 
+started() { # PID: when the process was started; nothing where there is none. A number alone may be another's by now
+    ps -o lstart= -p "$1" 2>/dev/null || true
+}
+
+local_running() { # the process that `up` started, if it is the one that has its number
+    local pid='' since=''
+    [[ ! -f $local_pid ]] || read -r pid since <"$local_pid" || true
+    [[ $pid =~ ^[1-9][0-9]*$ && -n $since && $(started "$pid" | xargs) == "$since" ]] || return 0
+    echo "$pid"
+}
+
 local_up() {
-    [[ ! -e $local_pid ]] || ! kill -0 "$(<"$local_pid")" 2>/dev/null || fail "it is up (process $(<"$local_pid"))"
+    local pid
+    pid=$(local_running)
+    [[ -z $pid ]] || fail "it is up (process $pid)"
     with_token
     mkdir -p "$(dirname "$local_pid")"
     local log=${local_pid%.pid}.log
     : >"$log"
     # Ray takes --node-ip-address=127.0.0.1 for a mistake and listens everywhere; this, whose name is historical, does.
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 setsid ray start --head --block --dashboard-host=127.0.0.1 "${passed[@]}" \
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 setsid ray start --head --block --dashboard-host=127.0.0.1 \
+        --temp-dir="$RAY_TMPDIR/ray" "${passed[@]}" \
         >"$log" 2>&1 </dev/null &
-    echo $! >"$local_pid"
+    pid=$!
+    (umask 077 && echo "$pid $(started "$pid" | xargs)" >"$local_pid")
     for _ in {1..120}; do
         if grep -q "Ray runtime started" "$log"; then
             echo "The cluster is up; its log is $log" >&2
             return
         fi
-        kill -0 "$(<"$local_pid")" 2>/dev/null || break
+        kill -0 "$pid" 2>/dev/null || break
         sleep 0.5
     done
     cat "$log" >&2
@@ -106,11 +113,11 @@ local_up() {
 }
 
 local_submit() {
-    local folder directory
-    folder=$(mktemp -d)
+    local directory
+    new_folder
     directory=$(resolve "$folder/config.yaml" "$@" ray.address=auto)
     is_absolute "$directory" || resolve "$folder/config.yaml" "$@" ray.address=auto "run.dir=$PWD/$directory" >/dev/null
-    submit_job "$local_address" "$folder"
+    submit_job "$local_address"
 }
 
 local_status() { job_status "$local_address"; }
@@ -118,23 +125,27 @@ local_logs() { job_logs "$local_address" "$@"; }
 local_tensorboard() { exec tensorboard --logdir runs --host 127.0.0.1 "${passed[@]}"; }
 
 local_down() { # of all Ray processes on this machine, only the cluster that `up` started
-    [[ -e $local_pid ]] || fail "it is not up"
     local pid
-    pid=$(<"$local_pid")
-    rm "$local_pid"
+    pid=$(local_running)
+    rm -f "$local_pid"
+    [[ -n $pid ]] || fail "it is not up"
     kill "$pid" 2>/dev/null || return 0
     while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
+    for _ in {1..150}; do # what it had started goes a little later, on a busy machine
+        pgrep --session "$pid" >/dev/null || break
+        sleep 0.2
+    done
 }
 
 # ------------------------------------------------------------------------------------------ any Ray cluster that runs
 
 job_submit() { # ADDRESS CONFIG [key=value …]
-    local folder directory
-    folder=$(mktemp -d)
+    local directory
+    new_folder
     directory=$(resolve "$folder/config.yaml" "${@:2}" ray.address=auto)
     is_absolute "$directory" ||
         fail "run.dir = $directory: must be an absolute path or a URL that all nodes of $1 reach; add run.dir=…"
-    submit_job "$1" "$folder"
+    submit_job "$1"
 }
 
 job_status() {
@@ -155,7 +166,8 @@ ray_up_file() { echo "${CLUSTER:-$root/launch/ray-up/on-premise.yaml}"; }
 on_head() { # a command in the repository's copy on the head node
     with_token
     local there="export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 PATH=\$PWD/.venv/bin:\$PATH"
-    ray exec "$(ray_up_file)" "cd leap_rl && $there && $*"
+    ray exec "$(ray_up_file)" \
+        "cd leap_rl && $there && RAY_TMPDIR=\$(python -m leap_rl.private_folder) && export RAY_TMPDIR && $*"
 }
 
 ray_up_up() {
@@ -165,13 +177,12 @@ ray_up_up() {
 }
 
 ray_up_submit() {
-    local job folder
+    local job
     job=$(new_job)
-    folder=$(mktemp -d)
+    new_folder
     resolve "$folder/config.yaml" "$@" ray.address=auto >/dev/null
     with_token
     ray rsync-up "$(ray_up_file)" "$folder/config.yaml" "leap_rl/$job.yaml"
-    rm -r "$folder"
     # The job starts where the head does: in the copy of the repository.
     on_head "ray job submit --submission-id $job ${passed[*]@Q} -- leap-rl train $job.yaml"
 }
@@ -223,12 +234,10 @@ kubernetes_up() {
 }
 
 kubernetes_submit() {
-    local folder
-    folder=$(mktemp -d)
+    new_folder
     resolve "$folder/config.yaml" "$@" ray.address=auto >/dev/null
     kubectl create configmap leap-rl-config --from-file="$folder/config.yaml" --dry-run=client --output=yaml |
         kubectl apply -f -
-    rm -r "$folder"
     kubectl create -f "$root/launch/kubernetes/rayjob.yaml" "${passed[@]}"
 }
 

@@ -1,3 +1,3 @@
 """Leap meta-learning for reinforcement learning, distributed over Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

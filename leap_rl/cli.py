@@ -2,26 +2,35 @@
 
 import argparse
 import contextlib
-import json
 import os
-import re
 import signal
 import sys
 from typing import Any, NoReturn
 
-from leap_rl import __version__
+from leap_rl import __version__, commands
+from leap_rl.extras import explain
+from leap_rl.files.text import printable
 from leap_rl.types import BadInputError, LeapRLError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
-    options = _parse(arguments)
+    # torch's optimizers import its compiler, which makes a folder for what it compiles, in /tmp and under a name that
+    # others can foresee. Nothing is compiled here: a folder that exists, and is no other user's, will do.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.dirname(os.path.abspath(__file__)))
+    with contextlib.suppress(ValueError):  # in a thread, which takes no signals
+        signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())  # what a scheduler or container sends
     try:
+        options = _parse(arguments)
         code: int = options.command(options)
         sys.stdout.flush()
         return code
     except LeapRLError as error:
         return _complain(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if not (reason := explain(error)):
+            raise
+        return _complain(reason, 2)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command continues where it stopped", 130)
     except BrokenPipeError:  # e.g. `leap-rl games | head`
@@ -34,18 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Takes key=value behind options too, where argparse expects no more of them."""
-    parser = _parser()
-    options, more = parser.parse_known_args(arguments)
-    if more and ("overrides" not in options or any(argument.startswith("-") for argument in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:
-        options.overrides += more
+    """Sets key=value apart first: it may stand anywhere, also behind an option that takes several values."""
+    arguments, parser = sys.argv[1:] if arguments is None else arguments, _parser()
+    overrides = [text for text in arguments if _is_override(text)]
+    options = parser.parse_args([text for text in arguments if not _is_override(text)])
+    if overrides and "overrides" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if overrides:
+        options.overrides = [*overrides, *options.overrides]
     return options
 
 
+def _is_override(text: str) -> bool:
+    """Returns whether an argument replaces a key: "meta.steps=20", but not "breakout:mode=4" or "--seeds=5"."""
+    key, equals, _ = text.partition("=")
+    return bool(equals) and all(part.isidentifier() for part in key.split("."))
+
+
 def _complain(message: str, code: int) -> int:
-    print(("" if code == 130 else "error: ") + " ".join(message.split()), file=sys.stderr)
+    print(("" if code == 130 else "error: ") + printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 
@@ -57,25 +73,35 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="leap-rl", description="Leap meta-learning for reinforcement learning, distributed over Ray.")
     parser.add_argument("--version", action="version", version=f"leap-rl {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
+    train = add.add_parser(
         "train",
         help="meta-train a configuration, or resume it",
         description=(
             "Meta-trains a configuration. The run directory is run.dir: a new one is created, one that holds the "
             "same configuration is resumed, a finished one is left as it is."
         ),
-        epilog="example: leap-rl train configs/atari.yaml run.dir=runs/mine meta.steps=20 workers.count=8",
+        epilog=(
+            "examples: leap-rl train configs/atari.yaml run.dir=runs/mine meta.steps=20 workers.count=8\n"
+            "          leap-rl train configs/atari.yaml 'tasks.games=[breakout:*]' 'tasks.held_out=[]' "
+            "tasks.split.held_out=4\n          (all variants of Breakout, four of them held out: docs/variants.md)"
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/quickstart.yaml")
+    train.add_argument(
+        "config", metavar="CONFIG", type=_path,
+        help="a YAML file, a preset by its name (see `leap-rl presets`), e.g. quickstart, or a run's directory",
+    )  # fmt: skip
     train.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file (see --keys)")
     train.add_argument("--keys", action=_PrintKeys, help="list every configuration key and exit")
+    train.add_argument(
+        "--copy", nargs=2, metavar=("PRESET", "FILE"), action=_Copy, help="write a preset to a new file and exit"
+    )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
-    train.set_defaults(command=_train)
+    train.set_defaults(command=commands.train)
 
-    evaluate = commands.add_parser(
+    evaluate = add.add_parser(
         "evaluate",
         help="train from initializations on other games, and from a random one",
         description=(
@@ -87,30 +113,70 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument(
-        "sources", metavar="RUN_OR_FILE", nargs="+",
+        "sources", metavar="RUN_OR_FILE", nargs="+", type=_path,
         help="run directories and initialization files; key=value after them replaces a key that says where it runs",
     )  # fmt: skip
     evaluate.set_defaults(overrides=[])
     evaluate.add_argument(
-        "--games", metavar="GAME", nargs="+", help="or alphabets; default: those that the (first) run held out"
-    )
+        "--games", metavar="GAME", nargs="+",
+        help="or alphabets; patterns, quoted in a shell: 'breakout:*', 'breakout:mode=*'; or parts of the (first) "
+             "run's tasks: training, validation, held_out (the default)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--arms", metavar="ARM,…",
+        help="further arms: ceiling (starts where the random arm ended on the same game), frozen (each initialization, "
+        "its encoder not trained), shrink-perturb=λ (λ × each initialization + (1 − λ) × a random one)",
+    )  # fmt: skip
     evaluate.add_argument("--seeds", metavar="N", type=int, default=3, help="of each game and arm (default 3)")
     evaluate.add_argument("--agent-steps", metavar="K", type=int, help="of a task (default: task.agent_steps)")
-    evaluate.add_argument("--out", metavar="DIR", help="the evaluation's directory (default: RUN-evaluation)")
+    evaluate.add_argument(
+        "--out", metavar="DIR", type=_path, help="the evaluation's directory (default: RUN-evaluation)"
+    )
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=commands.evaluate)
 
-    report = commands.add_parser(
+    play = add.add_parser(
+        "play",
+        help="show play of an initialization and of a random one, side by side",
+        description=(
+            "Trains from each given initialization, and from a random one, on one game, as `leap-rl evaluate` does, "
+            "then has each play, and writes a clip of all side by side, with their scores. The same command gives "
+            "the same pictures."
+        ),
+        epilog="example: leap-rl play pretrained:variants --game breakout:mode=36 --out breakout.gif",
+    )
+    play.add_argument(
+        "sources", metavar="RUN_OR_FILE", nargs="+", type=_path, help="run directories and initialization files"
+    )
+    play.add_argument("--game", metavar="GAME", help="to play (default: the first that the run holds out)")
+    play.add_argument(
+        "--agent-steps", metavar="K", type=int, default=20_000,
+        help="of training before it is shown (default 20000; 0: as they start)",
+    )  # fmt: skip
+    play.add_argument("--seed", metavar="S", type=int, default=0, help="of training and play (default 0)")
+    play.add_argument("--seconds", metavar="T", type=int, default=20, help="length of the clip (default 20)")
+    play.add_argument(
+        "--out", metavar="FILE", type=_path, required=True, help="a new file, whose name ends in .gif or .mp4"
+    )
+    play.set_defaults(command=commands.play)
+
+    report = add.add_parser(
         "report",
         help="write the report of an evaluation again",
         description="Writes report.md, its figures and TensorBoard runs from what an evaluation has measured.",
         epilog="example: leap-rl report runs/quickstart-evaluation",
     )
-    report.add_argument("evaluation", metavar="DIR", help="the directory of an evaluation")
+    report.add_argument("evaluation", metavar="DIR", type=_path, help="the directory of an evaluation")
+    report.add_argument(
+        "overrides",
+        metavar="process=MODULE:NAME",
+        nargs="*",
+        help="where it has a process of your own",
+    )
     report.add_argument("--json", action="store_true", help="print the result as JSON")
-    report.set_defaults(command=_report)
+    report.set_defaults(command=commands.report)
 
-    export = commands.add_parser(
+    export = add.add_parser(
         "export",
         help="write a run's encoder for another library",
         description=(
@@ -121,32 +187,141 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: leap-rl export runs/quickstart --to rllib --out encoder",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    export.add_argument("run", metavar="RUN", help="a run directory, or its URL")
+    export.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
     export.add_argument("--to", required=True, choices=("rllib", "torch", "sb3", "hub"), help="for whom")
     export.add_argument("--game", metavar="GAME", help="of a run with env.center = background: the game it is for")
-    export.add_argument("--out", metavar="DIR", help="a new directory (default: RUN-TO)")
+    export.add_argument("--out", metavar="DIR", type=_path, help="a new directory (default: RUN-TO)")
     export.add_argument("--json", action="store_true", help="print the result as JSON")
-    export.set_defaults(command=_export)
+    export.set_defaults(command=commands.export)
 
-    games = commands.add_parser(
+    presets = add.add_parser(
+        "presets",
+        help="list the configurations that come with leap_rl",
+        description="Lists the presets: what each is, and how many steps it trains in all.",
+        epilog="example: leap-rl train quickstart",
+    )
+    presets.add_argument("--json", action="store_true", help="print as JSON")
+    presets.set_defaults(command=commands.list_presets)
+
+    games = add.add_parser(
         "games",
         help="list the games",
-        description="Lists every game that can be a task.",
-        epilog="example: leap-rl games --json",
+        description=(
+            "Lists every game that can be a task, or every variant: its modes in their difficulties. Patterns such as "
+            "'breakout:*' leave out the variants that an agent alone cannot play; this says why."
+        ),
+        epilog="example: leap-rl games --variants breakout pong",
     )
+    games.add_argument("--variants", metavar="GAME", nargs="*", help="list the variants of these games (default: all)")
     games.add_argument("--json", action="store_true", help="print as JSON")
-    games.set_defaults(command=_games)
+    games.set_defaults(command=commands.games)
 
-    show = commands.add_parser(
+    resolve = add.add_parser(
+        "resolve",
+        help="print a whole configuration",
+        description="Checks a configuration and prints all of its keys as YAML, defaults and replaced keys included.",
+        epilog="example: leap-rl resolve configs/quickstart.yaml meta.steps=20",
+    )
+    resolve.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, or a run's directory")
+    resolve.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file")
+    resolve.add_argument("--only", metavar="KEY", help="print the value of this key alone, e.g. run.dir")
+    resolve.set_defaults(command=commands.resolve)
+
+    show = add.add_parser(
         "show",
         help="show a run",
         description="Shows the state of a run: meta-step, fingerprint, configuration.",
         epilog="example: leap-rl show runs/quickstart --json",
     )
-    show.add_argument("run", metavar="RUN", help="a run directory, or its URL")
+    show.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
+    show.add_argument(
+        "overrides",
+        metavar="process=MODULE:NAME",
+        nargs="*",
+        help="where it has a process of your own",
+    )
     show.add_argument("--json", action="store_true", help="print as JSON")
-    show.set_defaults(command=_show)
+    show.set_defaults(command=commands.show)
+
+    status = add.add_parser(
+        "status",
+        help="show how far a run is",
+        description=(
+            "Shows how a run stands, from its directory alone, so in another terminal or on another host as well: "
+            "meta-steps, tasks under way, speed, faults, core-hours, and the time that is left."
+        ),
+        epilog="example: leap-rl status runs/atari --watch",
+    )
+    status.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
+    status.add_argument(
+        "--watch", action="store_true", help="show it again every five seconds, until the run has ended"
+    )
+    status.add_argument("--json", action="store_true", help="print as JSON, a line each time")
+    status.set_defaults(command=commands.status)
+
+    plan = add.add_parser(
+        "plan",
+        help="say what a run will cost",
+        description=(
+            "Tries each game that a run will draw for a few seconds and says how long the whole run takes on this "
+            "machine, and what it takes of memory, disk and network. Writes nothing."
+        ),
+        epilog="example: leap-rl plan configs/atari.yaml workers.count=8 --hours 3",
+    )
+    plan.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, a preset, or a run's directory")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file")
+    plan.add_argument("--hours", metavar="H", type=float, help="also say which keys make it last so long")
+    plan.add_argument("--json", action="store_true", help="print as JSON")
+    plan.set_defaults(command=commands.plan)
+
+    doctor = add.add_parser(
+        "doctor",
+        help="look for what would stop or slow a run here",
+        description=(
+            "Looks at packages, games, cores, memory, disk and Ray on this machine, and says for each problem what to "
+            "do. The exit code is 1 if there is one."
+        ),
+        epilog="example: leap-rl doctor configs/atari.yaml ray.address=auto workers.count=8",
+    )
+    doctor.add_argument(
+        "config", metavar="CONFIG", nargs="?", type=_path, default="quickstart",
+        help="that is to be trained: a YAML file, a preset, or a run's directory (default: quickstart)",
+    )  # fmt: skip
+    doctor.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file")
+    doctor.set_defaults(command=commands.doctor)
+
+    diff = add.add_parser(
+        "diff",
+        help="compare two runs or initializations",
+        description=(
+            "Shows what differs between two runs or initialization files: keys of their configurations, versions, the "
+            "distance and the cosine of each tensor, and path length and energy at the last meta-step that both have."
+        ),
+        epilog="example: leap-rl diff runs/leap runs/reptile",
+    )
+    for name in ("a", "b"):
+        diff.add_argument(name, metavar=name.upper(), type=_path, help="a run directory or an initialization file")
+    diff.add_argument("--json", action="store_true", help="print as JSON")
+    diff.set_defaults(command=commands.diff)
     return parser
+
+
+def _path(text: str) -> str:
+    from leap_rl.files.storage import expand
+
+    try:
+        return os.path.abspath(text) if text.rstrip("/") in (".", "..") else expand(text)  # it is given a suffix
+    except BadInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _Copy(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, *__: Any) -> NoReturn:
+        from leap_rl.presets import copy_preset
+
+        copy_preset(*values)
+        print(values[1])
+        raise SystemExit(0)
 
 
 class _PrintKeys(argparse.Action):
@@ -154,177 +329,20 @@ class _PrintKeys(argparse.Action):
         super().__init__(nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from leap_rl.config import FREE_ON_RESUME, describe_keys
+        from leap_rl.config import FREE_ON_RESUME
+        from leap_rl.config_files import describe_keys
 
         for key, text in describe_keys():
             print(f"{key:26} {text}")
-        print(f"\nMay differ when a run is resumed: {', '.join(FREE_ON_RESUME)}")
+        print(
+            f"\nMay differ when a run is resumed: {', '.join(FREE_ON_RESUME)}; tasks.held_out and validation; "
+            "alphabets.source, where the drawings are the same; and meta.steps, which may be raised at a constant rate"
+        )
         raise SystemExit(0)
-
-
-def _train(options: argparse.Namespace) -> int:
-    from leap_rl.config import load_config
-
-    config = load_config(options.config, options.overrides)
-
-    from leap_rl.backends import open_backend
-    from leap_rl.measures import MEASURES
-    from leap_rl.monitoring import Monitor, summary_table
-    from leap_rl.processes import resolve
-    from leap_rl.run import adopt_precision, describe, is_finished, open_run, read_metrics
-    from leap_rl.training import meta_train
-
-    signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())  # what a scheduler or container sends
-    config = resolve(adopt_precision(config))
-    path = config.run.dir
-    if is_finished(config):
-        print(f"{path}: finished, all {config.meta.steps} meta-steps are done", file=sys.stderr)
-    else:
-        # The backend first: where it cannot start, nothing is written.
-        with (
-            contextlib.redirect_stdout(sys.stderr),  # Ray prints to stdout when an actor dies
-            open_backend(config) as backend,
-            open_run(config) as run,
-            Monitor(config, run) as monitor,
-        ):
-            meta_train(config, backend, run, monitor)
-    state = describe(path)
-    if options.json:
-        print(json.dumps(state))
-        return 0
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    measures = MEASURES[config.process]
-    console.print(summary_table(read_metrics(path), measures))
-    steps = " Agent steps are actions, each of several emulator frames." if config.process == "a2c" else ""
-    console.print(
-        f"Path length and energy: how far the {measures.tasks}' parameters and losses had to travel, means over the\n"
-        f"{measures.tasks}; a shorter path is what Leap trains for.{steps}\n\n"
-        f"The shared initialization: {path}/initialization.safetensors\n"
-        f"fingerprint {state['fingerprint']}\n\n"
-        f"Look at the curves:   tensorboard --logdir {path}\n"
-        f"Look at the run:      leap-rl show {path}\n"
-        + (
-            "The games there are:  leap-rl games\n"
-            "The paper's recipe:   leap-rl train configs/atari_paper.yaml   (see README.md for what it costs)"
-            if config.process == "a2c"
-            else f"Does it help:         leap-rl evaluate {path}"
-        ),
-        soft_wrap=True,
-    )
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from leap_rl.evaluation.plan import make_plan
-    from leap_rl.evaluation.report import check_figures
-
-    named = [*options.sources, *options.overrides]
-    overrides = [text for text in [*named, *(options.games or [])] if re.match(r"[a-z_.]+=", text)]
-    sources = [text for text in named if text not in overrides]
-    games = options.games and [game for game in options.games if game not in overrides]
-    if not sources:
-        raise BadInputError("name a run directory or an initialization file")
-    check_figures()
-    plan = make_plan(sources, overrides, games, options.seeds, options.agent_steps, options.out)
-
-    from leap_rl.backends import open_backend
-    from leap_rl.evaluation.evaluate import check_directory, open_directory, run_evaluation
-    from leap_rl.evaluation.results import collect
-
-    check_directory(plan)
-    signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())
-    with (
-        contextlib.redirect_stdout(sys.stderr),
-        open_backend(plan.config) as backend,
-        open_directory(plan) as storage,
-    ):
-        run_evaluation(plan, backend, storage)
-        collect(plan, storage)
-    return _write_report(plan.config.run.dir, options.json)
-
-
-def _report(options: argparse.Namespace) -> int:
-    return _write_report(options.evaluation, options.json)
-
-
-def _write_report(url: str, as_json: bool) -> int:
-    from leap_rl.evaluation.report import REPORT, write_report
-
-    analysis = write_report(url)
-    print(json.dumps({"evaluation": url} | analysis.to_json()) if as_json else f"{url}/{REPORT}")
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from leap_rl.backends import prepare_environment
-    from leap_rl.export import export_run
-
-    prepare_environment("local")
-    written = export_run(options.run, options.to, options.out, options.game)
-    if options.json:
-        print(json.dumps(written))
-        return 0
-    checked = written["largest_difference"]
-    print(f"{written['out']}: {', '.join(written['files'])}")
-    if checked is not None:
-        print(f"features of real frames differ from the run's own by at most {checked:.1e}")
-    return 0
 
 
 def _raise_interrupt() -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _games(options: argparse.Namespace) -> int:
-    from leap_rl.tasks import TWO_PLAYER_ROMS, catalogue, ranges
-
-    games = list(catalogue().values())
-    if options.json:
-        print(json.dumps([
-            {"name": game.name, "num_actions": game.num_actions, "modes": game.modes,
-             "difficulties": game.difficulties, "default_mode": game.default_mode,
-             "default_difficulty": game.default_difficulty, "pool": game.pool}
-            for game in games
-        ]))  # fmt: skip
-        return 0
-    print(f"{'game':24}{'actions':>8}  {'modes':24}{'difficulties':14}{'pool'}")
-    for game in games:
-        print(f"{game.name:24}{game.num_actions:8}  {ranges(game.modes):24}{ranges(game.difficulties):14}{game.pool}")
-    print(
-        f"\n{len(games)} games. Pools are the paper's. As a task: breakout, or breakout:mode=4,difficulty=1. "
-        f"Not listed, since they need two players: {', '.join(sorted(TWO_PLAYER_ROMS))}."
-    )
-    return 0
-
-
-def _show(options: argparse.Namespace) -> int:
-    from leap_rl.measures import MEASURES
-    from leap_rl.run import describe
-
-    state = describe(options.run)
-    if options.json:
-        print(json.dumps(state))
-        return 0
-    import yaml
-
-    status = "finished" if state["finished"] else "not finished: the same `leap-rl train` command continues"
-    print(f"{state['run']}: meta-step {state['meta_step']} of {state['meta_steps']}, {status}")
-    print(f"fingerprint  {state['fingerprint']}")
-    print(f"config hash  {state['config_hash']}")
-    measures = MEASURES[state["config"]["process"]]
-    amounts = f"{state['agent_steps']:,} {measures.step}, {state['frames']:,} {measures.frame}"
-    print(f"trained      {amounts}, {state['seconds']:,.0f} s")
-    print(f"versions     {', '.join(f'{name} {value}' for name, value in sorted(state['versions'].items()))}")
-    for name, shape in state["parameters"].items():
-        print(f"parameter    {name} {'×'.join(map(str, shape))}")
-    for line in state["ignored"]:
-        print(f"note         {line}")
-    print("\n" + yaml.safe_dump(state["config"], sort_keys=False, width=100).rstrip())
-    return 0
 
 
 if __name__ == "__main__":

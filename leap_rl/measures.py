@@ -1,7 +1,8 @@
 """What the numbers of a learning process are called, and what a score is: the same everywhere they are shown.
 
-Whatever the process, statistics (docs/metrics.md) have ``agent_steps`` (how far a task is), ``frames`` (what it has
-seen) and the two counts whose quotient is its score, the more the better.
+Statistics are sums (docs/metrics.md); a mean is a quotient of two of them, made where it is shown. Those of any process
+have ``agent_steps`` (how far a task is), ``frames`` (what it has seen), and the two counts whose quotient is its
+score: the more the better.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ class Measures:
     digits: int  # of a score, behind the point
     final_text: str  # what the final score of a task is
     paired: str  # what a seed of an evaluation has the same in every arm
-    means: tuple[str, ...]  # statistics that are means over the gradient steps
+    means: Mapping[str, tuple[str, str]]  # what rows and charts show besides → what is summed, and over how many
+    totals: tuple[str, ...] = ()  # sums that rows show as they are
     held_out_counts: tuple[str, str] | None = None  # the same of data held out from a task, scored once at its end
+    zero_shot_counts: tuple[str, str] | None = None  # the same of episodes that an evaluation plays before any update
     natural_scale: bool = False  # scores of all tasks are on one scale, 0 to 1, as they are
 
     @property
@@ -36,40 +39,21 @@ class Measures:
         """None before the end of a task, and where the process holds nothing out."""
         return _quotient(statistics, self.held_out_counts) if self.held_out_counts else None
 
+    def zero_shot_score_of(self, statistics: Mapping[str, float]) -> float | None:
+        """Returns the score before any update; None after the first segment, and where none was measured."""
+        known = self.zero_shot_counts is not None and self.zero_shot_counts[0] in statistics
+        return _quotient(statistics, self.zero_shot_counts) if known and self.zero_shot_counts else None
+
+    def shown(self, statistics: Mapping[str, float]) -> dict[str, float | None]:
+        """Returns what rows and charts show of the sums of a segment or a task, by name: None for a mean over nothing,
+        and for what is scored at a task's end before it."""
+        found: dict[str, float | None] = {name: int(statistics[name]) for name in self.totals}
+        found[self.score] = self.score_of(statistics)
+        if self.held_out_counts:
+            found[self.held_out_score] = self.held_out_score_of(statistics)
+        return found | {name: _quotient(statistics, counts) for name, counts in self.means.items()}
+
 
 def _quotient(statistics: Mapping[str, float], counts: tuple[str, str]) -> float | None:
     total, number = (statistics[name] for name in counts)
     return total / number if number else None
-
-
-MEASURES = {
-    "a2c": Measures(
-        task="game",
-        tasks="games",
-        step="agent steps",
-        frame="frames",
-        score="episodic_return",
-        score_text="return",
-        counts=("score_sum", "episodes"),
-        digits=1,
-        final_text="mean raw return over the episodes of the last tenth of training",
-        paired="heads, environments and action noise",
-        means=("loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "clipped_reward"),
-    ),
-    "classification": Measures(
-        task="alphabet",
-        tasks="alphabets",
-        step="gradient steps",
-        frame="drawings",
-        score="accuracy",
-        score_text="accuracy",
-        counts=("correct", "images"),
-        digits=3,
-        final_text="accuracy on the drawings that the task held out, after its last gradient step",
-        paired="batches of drawings, turned and moved alike,",
-        means=("loss", "gradient_norm"),
-        held_out_counts=("held_out_correct", "held_out_images"),
-        natural_scale=True,
-    ),
-}
-MEASURES["rllib"] = MEASURES["a2c"]

@@ -12,6 +12,11 @@ class Purpose(IntEnum):
     META_BATCH = 1  # which tasks a meta-step trains on
     TASK = 2  # one task: its heads, actions and environments
     EVALUATION = 3  # the same of one game and seed of an evaluation: equal in all of its arms
+    HEADS = 4  # the heads of one game in an initialization
+    SPLIT = 5  # where one variant stands in the order that its game's are divided in
+    ZERO_SHOT = 6  # the episodes that one task of an evaluation plays before any update
+    PLAY = 7  # what `leap-rl play` shows of a task
+    VARIANT = 8  # the options of one task that a pattern draws
 
 
 def derive_seed(run_seed: int, purpose: Purpose, *key: int) -> int:

@@ -1,39 +1,32 @@
 """One task from wherever it stands to its end: train a segment → make it durable → hand its increment out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
-from leap_rl.compression import Compressor
 from leap_rl.config import Config
-from leap_rl.ledger import Ledger
+from leap_rl.meta.compression import Compressor
+from leap_rl.meta.ledger import Ledger
 from leap_rl.processes import continue_process, initial_parameters, start_process
+from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.seeding import Purpose, derive_seed
-from leap_rl.task_store import SavedTask, TaskStore
-from leap_rl.tensor_files import below
-from leap_rl.types import Increment, Task, TaskError, Tensors
-
-RANDOM_ARM = "random"  # of an evaluation: the one that starts from a random initialization
+from leap_rl.types import Broadcast, Parcel, Task, TaskError, Tensors
 
 
 class TaskStream:
     """A task being trained: its ledger so far, and the increments that are still to come.
 
-    Takes up what is saved of the task, or starts it from the initialization of ``version``. ``attempt`` is how
-    often the caller had it taken up before; it counts on from the one that was saved, so that of two that meet
-    the later one is the higher.
+    Takes up what is saved of the task, or starts it from what is ``given``. ``attempt`` is how often the caller had it
+    taken up before; it counts on from the one that was saved, so that of two that meet the later one is the higher.
     """
 
-    def __init__(
-        self, config: Config, store: TaskStore, task: Task, version: int, initialization: Tensors, attempt: int = 0
-    ) -> None:
+    def __init__(self, config: Config, store: TaskStore, task: Task, given: Broadcast, attempt: int = 0) -> None:
         saved = store.load(task)
-        self.ledger = saved.ledger if saved else Ledger(task, version)
+        self.ledger = saved.ledger if saved else Ledger(task, given.version)
         self.ledger.attempt = attempt + (saved.ledger.attempt + 1 if saved else 0)
-        self._config, self._store, self._task, self._initialization = config, store, task, initialization
+        self._config, self._store, self._task, self._given = config, store, task, given.initializations
         self._saved = saved
 
-    def increments(self) -> Iterator[Increment]:
+    def increments(self) -> Iterator[Parcel]:
         """The increments to come, each durable before it is handed out: whoever gets it may rely on it.
 
         Raises TaskError, which names the task, for whatever the process raises, and StorageError.
@@ -44,31 +37,44 @@ class TaskStream:
         compressor = Compressor(self._config.stream.compression, saved.residual if saved else None)
         with _named(task):
             if saved:
-                process = continue_process(self._config, task, saved.state, ledger.attempt)
+                process = continue_process(self._config, task, saved.state)
             else:
-                initialization = _where_it_starts(self._config, task, self._initialization)
-                process = start_process(self._config, task, initialization, ledger.attempt)
+                process = start_process(self._config, task, self._start())
         walk = process.walk()
         while not ledger.done:
             with _named(task):
                 increment = next(walk)
-                state = {} if increment.last else process.state()
+                state = process.state() if not increment.last else process.learned() if task.keeps_weights else {}
             packed, residual_norm = compressor.pack(increment.meta_gradient)
-            statistics = {**increment.statistics, "increment_bytes": sum(value.nbytes for value in packed.values())}
-            increment = replace(increment, meta_gradient=packed, statistics=statistics, residual_norm=residual_norm)
-            ledger.receive(increment)
-            self._store.save(SavedTask(ledger, state, {} if increment.last else compressor.residual))
-            yield increment
+            parcel = Parcel(
+                task, ledger.next_sequence, ledger.attempt, packed, increment.path, increment.last,
+                {**increment.statistics, "increment_bytes": sum(value.nbytes for value in packed.values())},
+                residual_norm,
+            )  # fmt: skip
+            ledger.receive(parcel)
+            self._store.save(SavedTask(ledger, state, {} if parcel.last else compressor.residual))
+            yield parcel
+
+    def _start(self) -> Tensors:
+        """Returns where the task starts. Raises TaskError where that is the end of a task that is not done."""
+        before = self._task.start.after
+        if before is None:
+            return where_it_starts(self._config, self._task, self._given)
+        saved = self._store.load(before)
+        if saved is None or not saved.ledger.done:
+            raise TaskError(f"{before}, whose last weights it starts from, is not done")
+        return saved.state
 
 
-def _where_it_starts(config: Config, task: Task, given: Tensors) -> Tensors:
-    """The shared initialization; in an evaluation the one that is ``given`` below the arm's name, or, for the
-    random arm, one that is drawn from the task's seed."""
-    if not task.arm:
-        return given
-    if task.arm == RANDOM_ARM:
-        return initial_parameters(config, derive_seed(task.seed, Purpose.INITIALIZATION))
-    return below(given, f"{task.arm}/")
+def where_it_starts(config: Config, task: Task, given: Mapping[str, Tensors]) -> Tensors:
+    """Returns the initialization that a task names, mixed with one that is drawn from the task's seed."""
+    share, ours = task.start.share, given.get(task.start.name, {})
+    if share == 1:
+        return ours
+    drawn = initial_parameters(config, derive_seed(task.seed, Purpose.INITIALIZATION))
+    if share == 0:
+        return drawn
+    return {name: share * value + (1 - share) * drawn[name] if name in drawn else value for name, value in ours.items()}
 
 
 @contextmanager

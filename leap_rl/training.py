@@ -1,17 +1,21 @@
 """The outer loop: tasks → learning processes → increments → Leap learner → initialization → next tasks."""
 
 import time
+from functools import partial
 
-from leap_rl.backends import Backend
+from leap_rl.backends.backend import Backend
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaStep, distance, due
-from leap_rl.monitoring import Monitor
-from leap_rl.probes import drift_by_layer
-from leap_rl.processes import initial_parameters
-from leap_rl.run import Progress, RunDirectory
+from leap_rl.meta.learner import MetaLearner
+from leap_rl.meta.probes import drift_by_layer
+from leap_rl.meta.sampling import tasks_at
+from leap_rl.meta.schedule import due
+from leap_rl.processes import initial_parameters, process_of
+from leap_rl.runs.monitoring import Monitor
+from leap_rl.runs.run import RunDirectory
+from leap_rl.runs.run_files import Progress
 from leap_rl.seeding import Purpose, derive_seed
-from leap_rl.tasks import tasks_at
-from leap_rl.types import Fault, Notice
+from leap_rl.tensors import distance
+from leap_rl.types import SHARED, Broadcast, Checkpoint, Fault, MetaStep, Notice
 
 
 def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Monitor) -> Checkpoint:
@@ -21,20 +25,24 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
     """
     first = initial_parameters(config, derive_seed(config.run.seed, Purpose.INITIALIZATION))
     checkpoint, progress, ignored = run.latest()
+    notes = [*ignored, *run.notes, *run.record_versions(progress.meta_step)]
     if checkpoint is None:
         checkpoint = Checkpoint(0, first, {})
         run.commit(checkpoint, progress)
     run.publish(checkpoint)
     run.forget_metrics(checkpoint)
-    monitor.start(checkpoint, progress, ignored)
+    monitor.start(checkpoint, progress, notes)
 
+    names = process_of(config).parts(config).training
     for meta_step in range(checkpoint.meta_step, config.meta.steps):
         started = time.perf_counter()
-        tasks = tasks_at(config, due(config.meta, checkpoint))
+        tasks = tasks_at(due(config.meta, checkpoint), names, config.meta.batch_size, config.run.seed)
+        given = Broadcast({SHARED: checkpoint.initialization}, version=meta_step)
+        learner = partial(MetaLearner, config.meta, checkpoint, config.faults.min_tasks)
         monitor.begin_meta_step(meta_step, tasks)
         outcome = None
         while outcome is None:
-            for event in backend.run_tasks(tasks, checkpoint):
+            for event in backend.run_tasks(tasks, given, learner):
                 if isinstance(event, Fault):
                     monitor.log_fault(event, meta_step)
                 elif isinstance(event, Notice):
@@ -48,6 +56,7 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         drift, layers = distance(checkpoint.initialization, first), drift_by_layer(first, checkpoint.initialization)
         monitor.log_meta_step(outcome, progress, drift, layers, seconds, backend.num_workers)
         run.commit(checkpoint, progress)  # after logging: what is logged twice is dropped on a resume
+        monitor.show_meta_step(outcome, seconds)
     return checkpoint
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:  # the command line must not wait for torch to say --help
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"  # parameters, a meta-gradient, or the state of a process, by name
-Place: TypeAlias = tuple[int, int]  # of a task: the meta-step it was drawn for, and its slot in the meta-batch
+Place: TypeAlias = tuple[int, int]  # of a task: its round and its slot
+SHARED = ""  # the name of the one initialization of meta-training
 
 
 class LeapRLError(Exception):
@@ -37,48 +40,149 @@ class StorageError(LeapRLError):
 
 
 @dataclass(frozen=True)
-class Task:
-    """One learning problem of a meta-batch: ``Task(0, 3, "breakout:mode=4", seed=…)``."""
+class Start:
+    """Where a task starts: in meta-training at the shared initialization, in an evaluation at that of an arm."""
 
-    meta_step: int  # the one it was drawn for
-    slot: int  # place in the meta-batch: the order in which increments are summed
-    name: str
-    seed: int  # every random stream of the task derives from it
-    arm: str = ""  # of an evaluation: whose initialization it starts from; meta-training has only the shared one
-
-    @property
-    def place(self) -> Place:
-        """Names the task within its run."""
-        return self.meta_step, self.slot
-
-    def __str__(self) -> str:
-        return f"{self.name} (meta-step {self.meta_step}, slot {self.slot})"
+    name: str = SHARED  # of one of the initializations that workers are given; of an evaluation the arm
+    share: float = 1.0  # of it in the task's weights; the rest is drawn from the task's seed
+    after: Task | None = None  # at whose last weights it starts instead
 
 
 @dataclass(frozen=True)
-class IncrementKey:
-    """Identifies one segment of one task's path, so that it can be applied once, in order."""
+class Task:
+    """One learning problem: ``Task(0, 3, "breakout:mode=4", seed=…)``."""
 
-    meta_step: int
-    slot: int
-    sequence: int  # segment number within the task, from 0
-    attempt: int = 0  # how often the task had been taken up before
+    round: int  # of meta-training: the meta-step that it was drawn for; of an evaluation: the number of its seed
+    slot: int  # place in its round: the order in which increments are summed
+    name: str
+    seed: int  # every random stream of the task derives from it
+    start: Start = Start()
+    frozen: bool = False  # the encoder is not trained
+    zero_shot: bool = False  # the policy plays before the first update
+    keeps_weights: bool = False  # its last weights are saved, for another task to start from
+
+    @property
+    def place(self) -> Place:
+        """Names the task within its run or its evaluation."""
+        return self.round, self.slot
+
+    def __str__(self) -> str:
+        if self.start.name == SHARED:
+            return f"{self.name} (meta-step {self.round}, slot {self.slot})"
+        return f"{self.name} (seed {self.round}, {self.start.name})"
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What all workers are given: the initializations that tasks start from, by name."""
+
+    initializations: Mapping[str, Tensors]
+    version: int = 0  # meta-steps that were taken before
+
+
+class MeasuredPath(Protocol):
+    """What records a path (leap.py, processes/a2c/energy_path.py): its sums since the last cut."""
+
+    path_length: float
+    energy: float
+    num_moves: int
+    num_rises: int
+
+
+@dataclass(frozen=True)
+class PathSums:
+    """What is summed over the moves of a path, or of a part of it."""
+
+    length: float = 0.0
+    energy: float = 0.0
+    moves: int = 0
+    rises: int = 0  # moves on which the loss rose
+
+    @classmethod
+    def of(cls, path: MeasuredPath) -> PathSums:
+        """Returns the sums of a path since its last cut."""
+        return cls(path.path_length, path.energy, path.num_moves, path.num_rises)
+
+    def __add__(self, other: PathSums) -> PathSums:
+        return PathSums(
+            self.length + other.length, self.energy + other.energy, self.moves + other.moves, self.rises + other.rises
+        )
 
 
 @dataclass(frozen=True)
 class Increment:
     """What one segment of a learning process adds to the meta-gradient."""
 
-    key: IncrementKey
-    task: Task
-    meta_gradient: Tensors  # Σ over the segment's moves, name → tensor shaped like the parameter; may be packed
-    path_length: float
-    energy: float
-    num_moves: int
-    num_rises: int  # moves on which the loss rose
+    meta_gradient: Tensors  # Σ over the segment's moves, name → tensor shaped like the parameter
+    path: PathSums  # over the same moves
     last: bool  # the task ends with this segment
-    statistics: Mapping[str, float] = field(default_factory=dict)  # see docs/metrics.md
+    statistics: Mapping[str, float] = field(default_factory=dict)  # sums by name (docs/metrics.md)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An increment as it is sent: packed, and with all that is needed to apply it once, in its turn."""
+
+    task: Task
+    sequence: int  # number of the segment within the task, from 0
+    attempt: int  # how often the task had been taken up before
+    packed: Tensors  # the meta-gradient (meta/compression.py)
+    path: PathSums
+    last: bool
+    statistics: Mapping[str, float] = field(default_factory=dict)
     residual_norm: float = 0.0  # of what compression has kept back so far
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """What has been received of a task up to a segment: sums over its path, and statistics (sums by name)."""
+
+    task: Task
+    sequence: int  # of the newest segment, from 0
+    attempt: int  # that delivered it
+    path: PathSums
+    done: bool
+    statistics: Mapping[str, float]
+    segment: Mapping[str, float]  # statistics of the newest segment alone
+    residual_norm: float = 0.0  # of what compression has kept back
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything the learner needs to go on: ``meta_step`` steps were taken."""
+
+    meta_step: int
+    initialization: Tensors  # name → float32 tensor
+    optimizer: Tensors  # state of the meta-optimizer, name → tensor
+    unfinished: tuple[Place, ...] = ()  # tasks drawn for earlier meta-steps that none has averaged yet
+
+
+class Cosines(TypedDict):
+    """``matrix[i][j]`` belongs to ``games[i]`` and ``games[j]``; None where no pair of tasks was compared."""
+
+    games: list[str]
+    matrix: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class MetaStep:
+    """What one meta-step did."""
+
+    meta_step: int  # 0-based
+    path_length: float  # mean over the tasks that were averaged
+    energy: float
+    meta_gradient_norm: float
+    task_norms: tuple[float, ...]  # of the meta-gradient of each of ``tasks``, before it was scaled down
+    update_norm: float  # ‖θ⁰ after − θ⁰ before‖
+    lr: float
+    tasks: tuple[TaskReport, ...]  # the newest report of each task that was averaged, in order of place
+    dropped: tuple[tuple[Task, str], ...]  # tasks that failed, and why: left out of the mean
+    staleness: tuple[int, ...]  # of each task: meta-steps that were taken while it ran
+    duplicates: int  # increments that had been applied already
+    stale: int  # increments of an attempt that had been given up
+    cosines: Cosines  # between the games' meta-gradients
+    compression_error: float  # at most this share of the meta-gradient was kept back by compression
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True)
@@ -96,13 +200,45 @@ class Notice:
     text: str
 
 
+class Parts(NamedTuple):
+    """Names of a family's tasks in three parts, each in its own order."""
+
+    training: list[str]
+    validation: list[str]
+    held_out: list[str]
+
+
+class Frame(NamedTuple):
+    """What there is to see of play after one agent step."""
+
+    screen: NDArray[np.uint8]  # [height, width, 3], RGB
+    score: float  # of the episode so far
+    episode: int  # from 1
+
+
 class LearningProcess(Protocol):
-    """Walks a path on one task's loss surface: a generator of increments over explicit state."""
+    """Walks a path on one task's loss surface: a generator of increments over explicit state.
+
+    A process is built from a configuration, a task and an attempt; then either :meth:`start` or :meth:`load_state` is
+    called, once; then :meth:`walk`.
+    """
+
+    def start(self, initialization: Tensors) -> None:
+        """Starts the task at the shared initialization. Raises ValueError where it does not fit."""
+        ...
+
+    def load_state(self, state: Tensors) -> None:
+        """Goes on where :meth:`state` was taken, to the same bits."""
+        ...
 
     def walk(self) -> Iterator[Increment]:
         """Trains to the end of the task, yielding one increment a segment."""
         ...
 
+    def learned(self) -> Tensors:
+        """Returns copies of the present values of what is meta-learned, by name in the initialization."""
+        ...
+
     def state(self) -> Tensors:
-        """The whole state between two gradient steps; continuing from it gives the same bits."""
+        """Returns the whole state at an increment; raises RuntimeError elsewhere."""
         ...

@@ -8,7 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from leap_rl.config import Config, parse_config
+from leap_rl.config import Config
+from leap_rl.config_files import parse_config
 from tests.helpers import nest
 
 NUM_ALPHABETS, NUM_CHARACTERS, SIDE = 6, 21, 15

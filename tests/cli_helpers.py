@@ -13,9 +13,11 @@ from typing import Any
 import torch
 import yaml
 
-from leap_rl.config import Config, load_config
-from leap_rl.learner import Checkpoint
-from leap_rl.run import Progress, open_run
+from leap_rl.config import Config
+from leap_rl.config_files import load_config
+from leap_rl.runs.run import open_run
+from leap_rl.runs.run_files import Progress
+from leap_rl.types import Checkpoint
 from tests.gradient_steps import GradientSteps
 from tests.helpers import nest
 
@@ -37,6 +39,16 @@ TINY: dict[str, Any] = {
     "env.max_episode_frames": 400,
     "stream.segment_updates": 5,
 }
+
+
+def assert_one_line(code, stdout, stderr, *fragments):
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    for fragment in fragments:
+        assert fragment in lines[0]
+    assert stdout == ""
+    assert code == 2
 
 
 def write_config(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
@@ -99,7 +111,7 @@ def start(
 
 
 def cli(
-    *arguments: str | Path, timeout: float = 180, extra: Mapping[str, str] | None = None
+    *arguments: str | Path, timeout: float = 600, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``leap-rl`` to its end, and leaves no process behind."""
     process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, extra=extra)
@@ -163,3 +175,11 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], sec
         assert process.poll() is None, "the process ended before what was waited for"
         assert time.monotonic() < end, "what was waited for did not happen"
         time.sleep(0.005)
+
+
+def kill_workers(driver: subprocess.Popen[bytes]) -> None:
+    """Kills every worker that is at a task of a driver that :func:`start` began."""
+    workers = [pid for pid, title in session(driver.pid).items() if title.startswith("ray::Worker.run_task")]
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)

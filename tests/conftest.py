@@ -1,7 +1,16 @@
-"""The longest tests first: the suite runs in several processes, and the last to start should not be the longest."""
+"""Fixtures that several files share, and the longest tests first: the suite runs in several processes, and the last to
+start should not be the longest."""
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+
+from leap_rl.cli import main
+from leap_rl.config_files import load_config
+from tests.helpers import MINIMAL, another_process
 
 LONGEST_FIRST = (
     "test_faults", "test_system", "test_clusters", "test_hosts",  # one for each of four processes,
@@ -14,6 +23,41 @@ LONGEST_FIRST = (
 def one_torch_thread() -> None:
     """As in the process, so that no test depends on which ran before it."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_main(capsys):
+    """The command line in this process: arguments → (exit code, stdout, stderr)."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ending:  # how argparse ends
+            code = ending.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)  # `train` sets its own
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(*overrides, text=…) reads a configuration from a file."""
+
+    def load(*overrides, text=MINIMAL):
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return load_config(file, overrides)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[ProcessPoolExecutor]:
+    with another_process() as pool:
+        yield pool
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

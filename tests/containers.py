@@ -104,7 +104,7 @@ class Docker:
             subprocess.run([*torch, "--dest", f"{index}/torch"], check=True, capture_output=True)
             settings = f"[global]\\ncert = {CERTIFICATES}\\ntrusted-host = {address}\\n"
             (Path(index) / "Dockerfile").write_text(f"FROM {BASE}\nRUN printf '{settings}' >/etc/pip.conf\n")
-            self.run("build", "--quiet", "--tag", BASE, "--file", f"{index}/Dockerfile", "docker", timeout=120)
+            self.run("build", "--quiet", "--tag", BASE, "--file", f"{index}/Dockerfile", "docker", timeout=600)
             arguments = ["--tag", image, "--file", "docker/Dockerfile", "--build-arg", f"TORCH_INDEX={url}"]
             self.run("build", *arguments, ".", timeout=900)
 
@@ -131,12 +131,12 @@ def engine() -> Iterator[Docker]:
         docker = Docker(folder)
         base = _make_base(folder)
         _wait_until_up(docker, keeper, folder / "log")
-        docker.run("import", base, BASE, timeout=120)
+        docker.run("import", base, BASE, timeout=600)
         base.unlink()
         yield docker
     finally:
         keeper.stdin.close()
-        assert keeper.wait(timeout=400) == 0, f"{folder}: the machine is not as it was"
+        assert keeper.wait(timeout=600) == 0, f"{folder}: the machine is not as it was"
 
 
 def _make_base(folder: Path) -> Path:

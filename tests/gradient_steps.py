@@ -25,7 +25,9 @@ from typing import Any
 
 WRAPPED = {  # module → class, method, and what counts it
     "leap_rl.processes.a2c.process": ("A2CProcess", "update", "num_updates"),
-    "leap_rl.rllib.process": ("RLlibProcess", "_keep", "num_segments"),
+    "leap_rl.processes.gymnasium.process": ("GymnasiumProcess", "update", "num_updates"),
+    "leap_rl.processes.rllib.process": ("RLlibProcess", "_keep", "num_segments"),
+    "leap_rl.processes.loop": ("TrainingLoop", "_update", "step"),
 }
 VARIABLE = "LEAP_RL_GRADIENT_STEPS"
 LOOK_SECONDS = 0.02  # at whether it is still held up
@@ -90,9 +92,9 @@ def _wrap(process_class: Any, name: str, count: str, folder: Path) -> None:
 
     def when_it_may(self: Any, *arguments: Any) -> Any:
         number = getattr(self, count)
-        while _is_held(folder, (self.task.meta_step, number)):
+        while _is_held(folder, (self.task.round, number)):
             time.sleep(LOOK_SECONDS)
-        os.write(file, f"{self.task.meta_step} {self.task.slot} {number}\n".encode())
+        os.write(file, f"{self.task.round} {self.task.slot} {number}\n".encode())
         return method(self, *arguments)
 
     setattr(process_class, name, when_it_may)

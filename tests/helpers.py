@@ -1,14 +1,18 @@
 """Configurations and processes that several test files share."""
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leap_rl.config import Config, parse_config
+from leap_rl.config import Config
+from leap_rl.config_files import parse_config
+from leap_rl.meta.sampling import sample_meta_batch
+from leap_rl.processes import process_of
+from leap_rl.types import Increment, Parcel, Task
 
 
 def nest(dotted: Mapping[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -63,3 +67,39 @@ def randomize_biases(module: nn.Module) -> None:
         for parameter in module.parameters():
             if parameter.ndim == 1:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
+
+
+def meta_batch(config: Config, meta_step: int = 0) -> list[Task]:
+    """Returns the tasks that a run trains on at a meta-step."""
+    names = process_of(config).parts(config).training
+    return sample_meta_batch(names, config.meta.batch_size, config.run.seed, meta_step)
+
+
+MINIMAL = """\
+run:
+  dir: runs/test
+meta:
+  steps: 2
+  batch_size: 2
+  lr: 0.1
+tasks:
+  games: [pong, qbert, asterix]
+  held_out: [breakout]
+task:
+  agent_steps: 1_000
+agent:
+  lr: 1e-4
+"""
+
+
+def classification_config(**changes: Any) -> Config:
+    """A small configuration of ``process: classification`` (nothing is read)."""
+    tree: dict[str, Any] = {"process": "classification", "run": {"dir": "runs/test"}, "task": {"agent_steps": 100},
+            "meta": {"steps": 2, "batch_size": 40, "lr": 0.1}}  # fmt: skip
+    return parse_config(nest(changes, tree))
+
+
+def parcels(task: Task, increments: Iterable[Increment]) -> Iterator[Parcel]:
+    """Increments of a task as they are sent, uncompressed."""
+    for sequence, one in enumerate(increments):
+        yield Parcel(task, sequence, 0, one.meta_gradient, one.path, one.last, one.statistics)

@@ -5,15 +5,17 @@ import torch
 from torch import nn
 
 from leap_rl.config import Config
-from leap_rl.processes.a2c.network import ActorCritic, initial_parameters
-from leap_rl.run import fingerprint
+from leap_rl.processes import layers
+from leap_rl.processes.a2c.network import ActorCritic, Encoder
+from leap_rl.processes.a2c.process import initial_parameters, new_network
+from leap_rl.runs.run_files import fingerprint
 from tests.helpers import generator, randomize_biases, screens, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def network(config: Config, num_actions: int = 6, seed: int = 0) -> ActorCritic:
-    module = ActorCritic(config, num_actions)
+    module = new_network(config, num_actions)
     module.initialize(generator(seed))
     return module
 
@@ -50,19 +52,22 @@ def test_the_encoder_is_that_of_mnih_2013_with_two_linear_heads() -> None:
 
 def plain_network(module: ActorCritic, channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The same network out of torch's own layers: screens in [0, 1] → features; features → logits, value."""
+    norm = [nn.LayerNorm(256, elementwise_affine=False)] if module.encoder.layer_norm else []
     encoder = nn.Sequential(
         nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(),
         nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(2592, 256), nn.ReLU(),
+        nn.Flatten(), nn.Linear(2592, 256), *norm, nn.ReLU(),
     )  # fmt: skip
     encoder.load_state_dict(dict(zip(encoder.state_dict(), module.encoder.state_dict().values(), strict=True)))
     return encoder, module.policy, module.value
 
 
-@pytest.mark.parametrize(("color", "frame_stack"), [("grey", 4), ("rgb", 1)])
-def test_in_fp32_it_computes_what_plain_layers_compute(color: str, frame_stack: int) -> None:
-    config = tiny_config(**{"env.color": color, "env.frame_stack": frame_stack})
-    module, observations = network(config), screens(6, 4 if color == "grey" else 3, 84, 84)
+@pytest.mark.parametrize(
+    ("color", "frame_stack", "layer_norm"), [("grey", 4, False), ("rgb", 1, False), ("grey", 4, True)]
+)
+def test_in_fp32_it_computes_what_plain_layers_compute(color: str, frame_stack: int, layer_norm: bool) -> None:
+    changes = {"env.color": color, "env.frame_stack": frame_stack, "agent.layer_norm": layer_norm}
+    module, observations = network(tiny_config(**changes)), screens(6, 4 if color == "grey" else 3, 84, 84)
     randomize_biases(module)
     encoder, policy, value = plain_network(module, observations.shape[1])
     features = encoder(observations / 255)
@@ -72,8 +77,9 @@ def test_in_fp32_it_computes_what_plain_layers_compute(color: str, frame_stack: 
     torch.testing.assert_close(values, value(features)[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_in_fp32_its_gradients_are_those_of_plain_layers() -> None:
-    module, observations = network(tiny_config()), screens(6, 4, 84, 84)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_in_fp32_its_gradients_are_those_of_plain_layers(layer_norm: bool) -> None:
+    module, observations = network(tiny_config(**{"agent.layer_norm": layer_norm})), screens(6, 4, 84, 84)
     randomize_biases(module)
     encoder, _, value = plain_network(module, 4)
     module(observations)[1].sum().backward()
@@ -132,3 +138,18 @@ def test_what_is_meta_learned_is_the_encoder_or_all() -> None:
         "value.weight": (1, 256),
         "value.bias": (1,),
     }
+
+
+def test_the_value_head_starts_at_its_gain() -> None:
+    assert not network(tiny_config(**{"agent.value_gain": 0.0})).value.weight.any()
+    half = network(tiny_config(**{"agent.value_gain": 0.5})).value.weight
+    assert torch.allclose(half, network(tiny_config()).value.weight / 2)
+
+
+@pytest.mark.parametrize("screen_size", [36, 84, 100, 163])
+def test_the_table_of_layers_knows_how_large_the_images_are(screen_size: int) -> None:
+    encoder = Encoder(4, screen_size, torch.float32)
+    found = encoder.activations(torch.zeros(1, 4, screen_size, screen_size), encoder.weights())
+    assert layers.sides(screen_size) == [found.conv1.shape[-1], found.conv2.shape[-1]]
+    smallest = layers.screen_size_of(found.conv2.shape[-1])
+    assert layers.sides(smallest)[-1] == layers.sides(screen_size)[-1] > layers.sides(smallest - 1)[-1]

@@ -1,22 +1,21 @@
-"""Where drawings come from: Omniglot's layout, glyphs from fonts; splits, problems, and batches turned and moved."""
+"""Where drawings come from: Omniglot's layout, glyphs; splits, problems, and batches turned and moved."""
 
-import importlib.util
 import json
-import os
-from importlib.resources import files
+import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from leap_rl.processes import resolve
+import tools.glyphs
+from leap_rl.processes import parse_tasks, resolve
 from leap_rl.processes.classification import data, glyphs
 from leap_rl.processes.classification.data import Problem, augment, held_out_batch, load_problem, training_batch
 from leap_rl.processes.classification.omniglot import load_omniglot
-from leap_rl.tasks import sample_meta_batch
 from leap_rl.types import BadInputError
 from tests.alphabets import drawings, tiny_config, write_folder, write_zip
+from tests.helpers import meta_batch
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +71,22 @@ def test_what_is_no_omniglot_is_refused_in_one_line(tmp_path, make, part):
 
 def test_smaller_pools_are_part_of_larger_ones_and_held_out_is_the_same(archive):
     splits = [data.split(tiny_config(archive, **{"alphabets.train": n}).alphabets) for n in range(1, 6)]
-    for n, (train, held_out, validation) in enumerate(splits, start=1):
+    for n, (train, validation, held_out) in enumerate(splits, start=1):
         assert len(train) == n
         assert held_out == splits[0].held_out
         assert sorted([*train, *held_out, *validation]) == [f"Script_{i}" for i in range(6)]
-        assert train == splits[4].train[:n]
+        assert train == splits[4].training[:n]
     others = [data.split(tiny_config(archive, **{"alphabets.split": n}).alphabets).held_out for n in range(8)]
     assert len({tuple(names) for names in others}) > 1
+
+
+def test_an_evaluation_names_the_parts_of_a_split(archive):
+    config = tiny_config(archive, **{"alphabets.train": 3})
+    parts = data.split(config.alphabets)
+    found = {part: parse_tasks(config, part) for part in ("training", "validation", "held_out")}
+    assert found == {"training": parts.training, "validation": parts.validation, "held_out": parts.held_out}
+    with pytest.raises(BadInputError, match=r"^validation: the run has no such tasks"):
+        parse_tasks(tiny_config(archive, **{"alphabets.train": 5}), "validation")
 
 
 def test_more_alphabets_than_there_are_are_refused(archive):
@@ -88,9 +96,9 @@ def test_more_alphabets_than_there_are_are_refused(archive):
 
 def test_a_meta_batch_larger_than_the_pool_has_every_alphabet_equally_often(archive):
     config = tiny_config(archive, **{"meta.batch_size": 11})
-    tasks = sample_meta_batch(config, 0)
+    tasks = meta_batch(config, 0)
     names = [task.name for task in tasks]
-    assert [sorted(names[:4]), sorted(names[4:8])] == [sorted(data.split(config.alphabets).train)] * 2
+    assert [sorted(names[:4]), sorted(names[4:8])] == [sorted(data.split(config.alphabets).training)] * 2
     assert len(set(names[8:])) == 3
     assert len({task.seed for task in tasks}) == 11
 
@@ -204,19 +212,34 @@ def test_a_batch_is_a_function_of_seed_and_step(archive):
 # Glyphs
 
 
-def test_there_are_40_alphabets_of_20_characters():
-    table = json.loads((files("leap_rl") / "glyphs.json").read_text(encoding="utf-8"))
-    assert len(table) >= 40
+def test_the_drawings_are_those_that_runs_began_with():
+    found = glyphs.load_glyphs()
+    assert len(found) == 51
+    assert {(images.shape, images.dtype) for images in found.values()} == {((20, 20, 28, 28), np.dtype(np.uint8))}
+    assert glyphs.checksum(found) == "f9ed46bfddf216856693a8e6fcff7b72083edff4c76f8d62266306a26b54ae14"
+
+
+def test_glyphs_need_no_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    data.load_family.cache_clear()
+    assert len(data.load_family("glyphs").drawings) == 51
+
+
+def test_each_alphabet_has_20_characters_that_its_font_shows():
+    table = json.loads(tools.glyphs.TABLE.read_text(encoding="utf-8"))
+    assert table.keys() == glyphs.load_glyphs().keys()
     for row in table.values():
         assert len(set(row["characters"])) == len(row["characters"]) == 20
-        assert all(glyphs.has_glyph(row["font"], character) for character in row["characters"])
+        assert all(tools.glyphs.has_glyph(row["font"], character) for character in row["characters"])
 
 
 def test_drawings_of_a_glyph_differ_and_come_again_from_the_seed():
-    images = glyphs.render("hebrew")
-    assert (images.shape, images.dtype) == ((20, 20, 28, 28), np.uint8)
+    row = json.loads(tools.glyphs.TABLE.read_text(encoding="utf-8"))["hebrew"]
+    images = tools.glyphs.render("hebrew", **row)
+    assert np.array_equal(tools.glyphs.render("hebrew", **row), images)
+    images = glyphs.load_glyphs()["hebrew"]  # another version of pillow may draw others
     assert len({image.tobytes() for image in images.reshape(400, -1)}) == 400
-    assert np.array_equal(glyphs.render("hebrew"), images)
     assert images.max(axis=(2, 3)).min() > 128, "there is ink in every drawing"
     # Drawings of one character are nearer each other than those of different characters, on the mean.
     flat = images.reshape(20, 20, -1).astype(float)
@@ -224,62 +247,3 @@ def test_drawings_of_a_glyph_differ_and_come_again_from_the_seed():
     within = np.linalg.norm(flat - means[:, None], axis=2).mean()
     between = np.linalg.norm(flat[:, None] - means[None, :, None], axis=3)[~np.eye(20, dtype=bool)].mean()
     assert within < 0.85 * between
-
-
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    """An empty cache, and a family of two alphabets that counts how often it is rendered."""
-    table, calls, draw = glyphs._table(), [], glyphs.render
-    two = {name: table[name] for name in ("hebrew", "lisu")}
-    monkeypatch.setattr(glyphs, "_table", lambda: two)
-    monkeypatch.setattr(glyphs, "render", lambda alphabet: (calls.append(alphabet), draw(alphabet))[1])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "leap_rl", calls
-
-
-def test_glyphs_are_rendered_once_and_then_read_from_the_cache(cache):
-    folder, calls = cache
-    first = glyphs.load_glyphs()
-    assert calls == ["hebrew", "lisu"]
-    again = glyphs.load_glyphs()
-    assert len(calls) == 2
-    assert all(np.array_equal(first[name], again[name]) for name in ("hebrew", "lisu"))
-    [file] = folder.iterdir()
-    assert file.name.startswith("glyphs-")
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_a_damaged_cache_is_made_again(cache, damage):
-    folder, calls = cache
-    first = glyphs.load_glyphs()
-    [file] = folder.iterdir()
-    if damage == "cut":
-        os.truncate(file, file.stat().st_size // 2)
-    else:
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
-    again = glyphs.load_glyphs()
-    assert len(calls) == 4
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    glyphs.load_glyphs()
-    assert len(calls) == 4
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert set(glyphs.load_glyphs()) == {"hebrew", "lisu"}
-
-
-@pytest.mark.parametrize("given", ["", "relative"])
-def test_without_an_absolute_xdg_cache_home_the_cache_is_in_the_home(monkeypatch, tmp_path, given):
-    monkeypatch.setenv("XDG_CACHE_HOME", given)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert glyphs.cache_folder() == tmp_path / ".cache" / "leap_rl"
-
-
-def test_without_the_fonts_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInputError, match=r"^alphabets.source = glyphs: .*pip install 'leap-rl\[report\]'$"):
-        glyphs.font_folder()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from leap_rl.cli import main
-from leap_rl.run import read_metrics
+from leap_rl.runs.run_files import read_metrics
 from tests.alphabets import drawings, tiny_tree, write_zip
 from tests.cli_helpers import cli, started, wait_for
 from tests.test_system import Result, assert_same_run, committed
@@ -107,16 +107,17 @@ class Evaluation:
     rows: list
 
 
-def evaluate(run, out):
-    done = cli("evaluate", run, "--seeds", "2", "--agent-steps", "12", "--out", out, "--json")
+def evaluate(run, archive, out):
+    here = ("backend=serial", f"alphabets.source={archive}")  # paths are the reader's to give
+    done = cli("evaluate", run, *here, "--seeds", "2", "--agent-steps", "12", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((out / "curves.csv").open()))
     return Evaluation(out, json.loads(done.stdout), rows)
 
 
 @pytest.fixture(scope="module")
-def evaluation(undisturbed, tmp_path_factory):
-    return evaluate(undisturbed.path, tmp_path_factory.mktemp("evaluation") / "out")
+def evaluation(undisturbed, archive, tmp_path_factory):
+    return evaluate(undisturbed.path, archive, tmp_path_factory.mktemp("evaluation") / "out")
 
 
 @pytest.mark.slow
@@ -158,12 +159,13 @@ def test_a_model_card_has_the_accuracies_of_the_evaluation(undisturbed, evaluati
     [
         (["--games", "Script_9"], "unknown alphabet 'Script_9'"),
         (["--games", "pong"], "unknown alphabet 'pong'"),
-        (["--games", "Script_1", "Script_1"], "Script_1 is named 2 times"),
+        (["--games", "Script_1", "Script_1"], "--games: Script_1 is listed 2 times"),
         (["--agent-steps", "1"], "--agent-steps 1: task.agent_steps = 1: must be more than 1"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(undisturbed, tmp_path, capsys, arguments, part):
-    assert main(["evaluate", str(undisturbed.path), "--out", str(tmp_path / "out"), *arguments]) == 2
+def test_what_cannot_be_evaluated_is_refused_in_one_line(undisturbed, archive, tmp_path, capsys, arguments, part):
+    evaluate = ["evaluate", str(undisturbed.path), f"alphabets.source={archive}", "--out", str(tmp_path / "out")]
+    assert main([*evaluate, *arguments]) == 2
     stdout, stderr = capsys.readouterr()
     assert (stdout, stderr.count("\n")) == ("", 1)
     assert part in stderr
@@ -176,11 +178,11 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(undisturbed, tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"alphabets.source": "nowhere"}, "alphabets.source = nowhere: No such file or directory"),
+        ({"alphabets.source": "/nowhere"}, "alphabets.source = /nowhere: No such file or directory"),
         ({"alphabets.train": 40}, "alphabets.train = 40: must be at most 5"),
         ({"alphabets.checksum": "1" * 64}, "alphabets.checksum = 1111"),
         ({"precision": "bf16"}, "precision = bf16: process = classification computes in fp32"),
-        ({"agent.lr": 0.1}, "agent: only process = a2c or rllib has it, not classification"),
+        ({"agent.lr": 0.1}, "agent: only process = a2c, gymnasium or rllib has it, not classification"),
         ({"meta.rule": "mmaml"}, "meta.rule = mmaml"),
     ],
 )

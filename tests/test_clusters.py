@@ -148,7 +148,7 @@ def recipe(head, worker, key, folder):
 
 
 def refused(host, *command):
-    done = host.run(*command, env=environment() | {"RAY_AUTH_MODE": "disabled"}, timeout=240, check=False)
+    done = host.run(*command, env=environment() | {"RAY_AUTH_MODE": "disabled"}, timeout=600, check=False)
     return done.returncode != 0 and "token" in (done.stdout + done.stderr).lower()
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leap_rl.compression import Compressor, pack, unpack
+from leap_rl.meta.compression import Compressor, pack, unpack
 
 SHAPES = {"conv": (4, 2, 3, 3), "bias": (5,), "scalar": ()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leap_rl.run import read_metrics
+from leap_rl.runs.run_files import read_metrics
 from tests.cli_helpers import TINY, cli
 from tests.containers import COMPOSE, REPOSITORY, engine, finish, why_unavailable
 from tests.gradient_steps import VARIABLE, GradientSteps

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from leap_rl.config import EnvConfig
-from leap_rl.processes import emulators
-from leap_rl.processes.atari import AtariVector
-from leap_rl.processes.emulators import give_back, take
-from leap_rl.tasks import HELD_OUT, META_TRAINING, OUT_OF_DISTRIBUTION, parse_game
+from leap_rl.atari import emulators
+from leap_rl.atari.config import EnvConfig
+from leap_rl.atari.emulators import give_back, take
+from leap_rl.atari.games import HELD_OUT, META_TRAINING, OUT_OF_DISTRIBUTION, parse_game
+from leap_rl.atari.vector import AtariVector
 
 
 @pytest.fixture(autouse=True)

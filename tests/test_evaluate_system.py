@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from leap_rl.learner import Checkpoint
 from leap_rl.processes import initial_parameters
-from leap_rl.run import Progress, open_run
+from leap_rl.runs.run import open_run
+from leap_rl.runs.run_files import Progress
+from leap_rl.types import Checkpoint
 from tests.cli_helpers import cli, held, make_config, wait_for
 
 pytestmark = pytest.mark.slow
@@ -43,11 +45,12 @@ def run(tmp_path_factory):
 
 
 def command(run, out, *more):
-    return ["evaluate", run, run, *more, *WHAT, "--out", out, "--json"]
+    return ["evaluate", run, run, *WHAT, *more, "--out", out, "--json"]
 
 
 def evaluate(run, out, *more):
-    done = cli(*command(run, out, *more), timeout=400)
+    more = more or ("backend=serial",)
+    done = cli(*command(run, out, *more), timeout=600)
     assert done.returncode == 0, done.stderr
     return Evaluation(out, json.loads(done.stdout))
 
@@ -96,7 +99,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_command_to_the_same_bytes(run
         driver.wait()
     before = finished(out)
     assert 2 <= len(before) < NUM_TASKS
-    again = evaluate(run, out)
+    again = evaluate(run, out, f"backend={backend}")
     assert again.data() == undisturbed.data()
     assert len(finished(out)) == NUM_TASKS
     assert {file: time for file, time in finished(out).items() if file in before} == before, "left as they are"
@@ -109,6 +112,20 @@ def test_a_finished_evaluation_trains_nothing_and_report_writes_the_same(run, un
     assert cli("report", undisturbed.path).returncode == 0
     assert undisturbed.data() == data
     assert finished(undisturbed.path) == before
+
+
+def test_more_seeds_extend_an_evaluation_and_leave_what_is_done(run, undisturbed, tmp_path):
+    out = tmp_path / "evaluation"
+    few = cli("evaluate", run, run, *WHAT, "--seeds", "1", "--out", out)
+    assert few.returncode == 0, few.stderr
+    before = finished(out)
+    done = cli("evaluate", run, run, *WHAT, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("extended: num_seeds (1 → 2)") == 1
+    assert {file: time for file, time in finished(out).items() if file in before} == before
+    assert (out / "curves.csv").read_bytes() == (undisturbed.path / "curves.csv").read_bytes()
+    refused = cli("evaluate", run, run, *WHAT, "--seeds", "1", "--out", out)
+    assert (refused.returncode, "num_seeds (2 there, 1 here)" in refused.stderr) == (2, True)
 
 
 def test_another_evaluation_is_refused_and_says_what_differs(run, undisturbed, tmp_path):
@@ -128,3 +145,47 @@ def test_another_evaluation_is_refused_and_says_what_differs(run, undisturbed, t
         for part in parts:
             assert part in done.stderr
     assert undisturbed.data() == data
+
+
+# Arms that are added: of eight, the ceiling's task is slot 3
+
+MORE = ("--arms", "ceiling,frozen,shrink-perturb=0.5", "--seeds", "1")
+
+
+@pytest.fixture(scope="module")
+def with_more_arms(run, tmp_path_factory):
+    return evaluate(run, tmp_path_factory.mktemp("more") / "evaluation", *MORE)
+
+
+def last_row(evaluation, arm):
+    rows = list(csv.DictReader((evaluation.path / "curves.csv").open()))
+    return [{**row, "arm": ""} for row in rows if row["arm"] == arm][-1]
+
+
+def test_more_arms_are_trained_to_their_end(with_more_arms):
+    names = ["random", "run", "run-2", "ceiling", "run-frozen", "run-2-frozen", "run-shrink-perturb-0.5",
+             "run-2-shrink-perturb-0.5"]  # fmt: skip
+    assert [entry["arm"] for entry in with_more_arms.result["aggregates"]] == names
+    ends = {arm: last_row(with_more_arms, arm) for arm in names}
+    assert {row["agent_steps"] for row in ends.values()} == {"240"}
+    assert ends["run-frozen"] == ends["run-2-frozen"]
+    assert len({row["path_length"] for row in ends.values()}) == 5
+
+
+def test_ray_gives_the_same_bytes_with_more_arms(run, with_more_arms, tmp_path):
+    out = tmp_path / "evaluation"
+    assert evaluate(run, out, *MORE, "backend=ray", "workers.count=2").data() == with_more_arms.data()
+
+
+def test_a_ceiling_that_is_killed_goes_on_to_the_same_bytes(run, with_more_arms, tmp_path):
+    out = tmp_path / "evaluation"
+    shutil.copytree(with_more_arms.path, out)
+    shutil.rmtree(out / "tasks" / "000000-03")
+    with held(tmp_path, *command(run, out, *MORE), meta_step=0, step=7) as (driver, _):
+        wait_for(lambda: (out / "tasks" / "000000-03" / "000007.safetensors").exists(), driver)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    before = finished(out)
+    assert len(before) == 7
+    assert evaluate(run, out, *MORE).data() == with_more_arms.data()
+    assert {file: time for file, time in finished(out).items() if file in before} == before, "left as they are"

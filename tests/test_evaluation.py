@@ -1,8 +1,5 @@
 """Evaluation without training: plans, what is refused, learning curves by hand, the report."""
 
-import csv
-import io
-import json
 import math
 
 import numpy as np
@@ -10,19 +7,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from leap_rl.cli import main
-from leap_rl.evaluation.analysis import analyse, mean_curve, steps_to_reach
+from leap_rl.evaluation.analysis import analyse, mean_curve
 from leap_rl.evaluation.plan import make_plan
 from leap_rl.evaluation.results import Curve, columns_of
-from leap_rl.learner import Checkpoint
-from leap_rl.measures import MEASURES
-from leap_rl.probes import cosines, drift_by_layer
-from leap_rl.processes import initial_parameters, start_process
-from leap_rl.run import INITIALIZATION, Progress, open_run, read_initialization
-from leap_rl.streaming import _where_it_starts
+from leap_rl.processes import initial_parameters, process_type, start_process
+from leap_rl.runs.run import open_run
+from leap_rl.runs.run_files import INITIALIZATION, Progress, read_initialization
+from leap_rl.streaming import where_it_starts
+from leap_rl.types import Checkpoint
 from tests.cli_helpers import make_config
 
-COLUMNS = columns_of(MEASURES["a2c"])
+COLUMNS = columns_of(process_type("a2c").measures)
 HELD_OUT = {"tasks.games": ["pong", "asterix", "qbert"], "tasks.held_out": ["breakout", "space_invaders"]}
 
 
@@ -34,8 +29,8 @@ def make_run(folder, name="run", seed=3, **changes):
     return folder / name
 
 
-def plan(*sources, overrides=(), games=None, num_seeds=2, agent_steps=None, out=None):
-    return make_plan([str(source) for source in sources], overrides, games, num_seeds, agent_steps, out)
+def plan(*sources, overrides=(), games=None, num_seeds=2, agent_steps=None, out=None, arms=None):
+    return make_plan([str(source) for source in sources], overrides, games, num_seeds, agent_steps, out, arms)
 
 
 # The plan
@@ -45,7 +40,7 @@ def test_every_arm_on_every_game_from_every_seed(tmp_path):
     made = plan(make_run(tmp_path))
     assert [arm.name for arm in made.arms] == ["random", "run"]
     assert made.games == ("breakout", "space_invaders"), "held out, by the run's configuration"
-    assert [(task.meta_step, task.name, task.arm) for task in made.tasks()] == [
+    assert [(task.round, task.name, task.start.name) for task in made.tasks()] == [
         (seed, game, arm) for seed in (0, 1) for game in made.games for arm in ("random", "run")
     ]
     assert len({task.place for task in made.tasks()}) == 8
@@ -55,22 +50,22 @@ def test_every_arm_on_every_game_from_every_seed(tmp_path):
 def test_seeds_are_those_of_game_and_number_alone(tmp_path):
     """Paired over arms; and the same whatever else is evaluated, and whatever the run's own seed was."""
     run, other = make_run(tmp_path), make_run(tmp_path, "other", **{"run.seed": 99})
-    seeds = {(task.name, task.meta_step): task.seed for task in plan(run).tasks()}
+    seeds = {(task.name, task.round): task.seed for task in plan(run).tasks()}
     assert len(set(seeds.values())) == 4
     for task in plan(other, run, games=["alien", "space_invaders", "breakout"], num_seeds=3).tasks():
-        if (task.name, task.meta_step) in seeds:
-            assert task.seed == seeds[task.name, task.meta_step]
+        if (task.name, task.round) in seeds:
+            assert task.seed == seeds[task.name, task.round]
 
 
 def test_arms_differ_in_the_encoder_they_start_from_and_in_nothing_else(tmp_path):
     made = plan(make_run(tmp_path), games=["breakout"])
     states, encoders = {}, {}
     for task in made.tasks():
-        process = start_process(made.config, task, _where_it_starts(made.config, task, made.initializations()))
-        state, here = process.state(), (task.meta_step, task.arm)
+        process = start_process(made.config, task, where_it_starts(made.config, task, made.initializations()))
+        state, here = process.state(), (task.round, task.start.name)
         encoders[here] = {name: value for name, value in state.items() if name.startswith("network/encoder.")}
         states[here] = {name: value for name, value in state.items() if name not in encoders[here]}
-    assert any(name.startswith("envs/emulator/") for name in states[0, "run"])
+    assert any(name.startswith("actor/envs/emulator/") for name in states[0, "run"])
     for seed in (0, 1):
         for name, value in states[seed, "run"].items():
             assert value.numpy().tobytes() == states[seed, "random"][name].numpy().tobytes(), name  # NaN is NaN
@@ -87,11 +82,11 @@ def test_the_encoder_of_a_joint_run_meets_fresh_heads(tmp_path):
     assert any(name.startswith("heads/pong/") for name in given)
     made = plan(run, games=["pong"], num_seeds=1)
     processes = [
-        start_process(made.config, task, _where_it_starts(made.config, task, made.initializations()))
+        start_process(made.config, task, where_it_starts(made.config, task, made.initializations()))
         for task in made.tasks()
     ]
     random, joint = processes
-    assert joint.task.arm == "run"
+    assert joint.task.start.name == "run"
     assert torch.equal(joint.network.encoder.conv1.weight, given["encoder.conv1.weight"])
     assert torch.equal(joint.network.policy.weight, random.network.policy.weight)
     assert not torch.equal(joint.network.policy.weight, given["heads/pong/policy.weight"])
@@ -115,31 +110,22 @@ def test_a_run_that_trained_otherwise_than_it_is_evaluated_is_noted(tmp_path):
     assert [arm.meta_steps for arm in made.arms] == [None, 1, 1]
 
 
-def test_what_belongs_to_meta_training_is_the_same_for_all_runs(tmp_path):
+def test_the_path_is_measured_in_the_same_way_for_all_runs(tmp_path):
     """The path is measured as the paper has it, and training is the run's own."""
-    run = make_run(tmp_path, **{"meta.rule": "reptile", "agent.lr": 3e-4, "meta.schedule": "asynchronous"})
+    run = make_run(tmp_path, **{"meta.rule": "reptile", "agent.lr": 3e-4})
     config = plan(run, agent_steps=20_000).config
     assert (config.meta.rule, config.meta.metric, config.meta.use_loss) == ("leap", "energy", True)
-    assert config.meta.schedule == "synchronous"
     assert (config.agent.lr, config.task.agent_steps, config.run.seed) == (3e-4, 20_000, 0)
     assert config.num_updates // config.stream.segment_updates >= 50
     assert plan(run, overrides=["workers.count=5"]).config.workers.count == 5
 
 
+def test_all_else_of_meta_is_the_runs_own_even_where_it_has_fewer_games(tmp_path):
+    made = plan(make_run(tmp_path, **{"meta.batch_size": 3, "meta.lr": 0.25, "meta.steps": 7}), games=["breakout"])
+    assert (made.config.meta.batch_size, made.config.meta.lr, made.config.meta.steps) == (3, 0.25, 7)
+
+
 # What is refused, in one line, before anything is written
-
-
-@pytest.fixture
-def run_main(capsys):
-    def run(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as ending:
-            code = ending.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def refused(run_main, folder, *arguments):
@@ -156,15 +142,17 @@ def refused(run_main, folder, *arguments):
     [
         (["RUN", "--seeds", "0"], ["--seeds 0", "at least 1"]),
         (["RUN", "--games", "brekout"], ["unknown game 'brekout'", "did you mean breakout?"]),
-        (["RUN", "--games", "alien", "Alien"], ["alien is named 2 times"]),
+        (["RUN", "--games", "alien", "Alien"], ["--games: alien is listed 2 times"]),
         (["RUN", "--agent-steps", "10"], ["--agent-steps 10", "must be more than 10"]),
         (["RUN", "--agent-steps", "many"], ["--agent-steps", "invalid int value"]),
+        (["RUN", "--arms", "celing"], ["--arms 'celing'", "did you mean ceiling?"]),
+        (["RUN", "--arms", "shrink-perturb=2"], ["--arms 'shrink-perturb=2'", "above 0 and below 1"]),
         (["RUN", "agent.lr=1"], ["agent.lr=1", "trains as the run did", "workers"]),
         (["RUN", "run.dir=x"], ["run.dir=x", "trains as the run did"]),
         (["RUN", "workers.count=0"], ["workers.count = 0", "greater than 0"]),
         (["RUN", "--seeds", "1", "workers.count=0"], ["workers.count = 0", "greater than 0"]),
         (["RUN", "--games", "alien", "workers.count=0"], ["workers.count = 0", "greater than 0"]),
-        (["backend=serial"], ["name a run directory"]),
+        (["backend=serial"], ["required: RUN_OR_FILE"]),
         (["nowhere"], ["nowhere: does not exist"]),
         (["zzz://bucket/run"], ["zzz://bucket/run", "cannot be opened"]),
     ],
@@ -198,12 +186,23 @@ def test_a_file_alone_needs_a_run(tmp_path, run_main):
 def test_another_network_says_what_it_has_and_what_is_needed(tmp_path, run_main):
     run, rgb = make_run(tmp_path), make_run(tmp_path, "rgb", **{"env.color": "rgb"})
     line = refused(run_main, tmp_path, "evaluate", run, rgb)
-    assert f"{rgb}: encoder.conv1.weight is float32 16×12×8×8; needed is float32 16×4×8×8" in line
+    assert f"{rgb}: encoder.conv1.weight is float32 16×12×8×8; it must be float32 16×4×8×8" in line
     small = make_run(tmp_path, "small", **{"env.screen_size": 64})
     assert "encoder.linear.weight" in refused(run_main, tmp_path, "evaluate", run, small)
     heads = make_run(tmp_path, "heads", **{"meta.parameters": "all", "env.full_action_space": True})
-    assert "policy.bias is in it" in refused(run_main, tmp_path, "evaluate", run, heads)
-    assert "policy.bias is not in it" in refused(run_main, tmp_path, "evaluate", heads, run)
+    assert "policy.bias has no place in the network" in refused(run_main, tmp_path, "evaluate", run, heads)
+    assert "policy.bias is missing" in refused(run_main, tmp_path, "evaluate", heads, run)
+
+
+def test_heads_of_an_initialization_are_used_where_it_has_them_and_fresh_elsewhere(tmp_path):
+    encoder = make_run(tmp_path, **{"tasks.held_out": ["pong:difficulty=1"]})
+    whole = make_run(tmp_path, "whole", **{"meta.parameters": "all", "tasks.held_out": ["pong:difficulty=1"]})
+    made = plan(whole, encoder, games=["pong:difficulty=1", "breakout"])
+    assert [arm.fresh_heads for arm in made.arms] == [(), ("breakout",), ("breakout", "pong")]
+    assert "heads/pong/policy.weight" in made.arms[1].initialization
+    alone = plan(whole, overrides=["meta.parameters=encoder"], games=["breakout"])
+    assert alone.config.meta.parameters == "encoder"
+    assert set(alone.arms[1].initialization) == set(made.arms[2].initialization)
 
 
 def test_an_initialization_that_is_not_finite_is_one_line(tmp_path, run_main):
@@ -278,11 +277,6 @@ def test_curves_with_rows_at_steps_of_their_own_are_read_at_those_of_the_shortes
     assert np.array_equal(energy, [first.energy, [NAN, *second.energy[1:3]]], equal_nan=True)
 
 
-def test_steps_to_a_score_are_those_of_the_first_time():
-    assert steps_to_reach(np.array([1.0, 2, 3]), np.array([NAN, 5, 4]), 4) == 2
-    assert steps_to_reach(np.array([1.0, 2, 3]), np.array([NAN, 5, 4]), 6) is None
-
-
 def describe(arms=("random", "leap"), games=("breakout", "alien", "air_raid"), num_seeds=3):
     listed = [{"name": arm, "source": arm, "fingerprint": "f" * 64, "meta_steps": 5, "trained_on": ["alien"],
                "trained_with": ["agent.lr = 1.0"]} for arm in arms]  # fmt: skip
@@ -310,7 +304,12 @@ def test_a_clear_effect_is_found_and_a_faster_arm_is_faster():
     result = analysis.results["leap", "breakout"]
     assert result.area_difference.value == pytest.approx(10, abs=1)
     assert (result.path_ratio, result.loss_rise_share) == (1, 0.5)
-    assert 1.5 < result.speedup < 3, "the random arm's final score is reached about halfway"
+    assert 1.5 < result.speedup.low < result.speedup.value < 3, "the random arm's final score is reached about halfway"
+    assert result.head_start_difference.value == pytest.approx(10, abs=1)
+    assert (aggregate.num_reached, analysis.learned) == (3, ["breakout", "alien", "air_raid"])
+    assert 1.5 < aggregate.speedup.low < aggregate.speedup.value < 3
+    assert aggregate.gain_head_start.value == pytest.approx(0.55, abs=0.1), "10 of a gain of 18"
+    assert analysis.aggregates["random"].gain_final == (1, 1, 1), "by definition"
     assert result.seeds_at_target == 3
     assert analysis.results["leap", "air_raid"].human_normalized is None
     assert analysis.normalized == ["breakout", "alien"]
@@ -324,14 +323,17 @@ def test_a_harmed_game_is_listed_and_never_reaches_the_score():
         ("breakout", True), ("alien", True), ("air_raid", True)
     ]  # fmt: skip
     result = analysis.results["leap", "alien"]
-    assert (result.steps_to_target, result.speedup, result.seeds_at_target) == (None, None, 0)
+    assert (result.steps_to_target, result.seeds_at_target) == (None, 0)
+    assert result.speedup.high < 1, "slower, where the random arm is about halfway in the end"
+    assert 0.3 < result.speedup.value < 0.7
 
 
 def test_where_the_random_arm_learns_nothing_there_is_no_speedup():
     description = describe(games=("breakout",))
     flat = [curve([5.0] * 20, arm=arm, seed=seed) for arm in ("random", "leap") for seed in range(3)]
-    result = analyse(description, flat).results["leap", "breakout"]
-    assert (result.steps_to_target, result.speedup) == (None, None)
+    analysis = analyse(description, flat)
+    assert analysis.results["leap", "breakout"].speedup is None
+    assert (analysis.learned, analysis.aggregates["leap"].speedup) == ([], None)
 
 
 def test_an_arm_beside_itself_is_no_difference():
@@ -353,122 +355,3 @@ def test_a_game_with_missing_seeds_is_said_and_left_out_of_what_is_over_games():
     assert analysis.counted == ["breakout", "air_raid"]
     assert analysis.results["random", "alien"].num_seeds == 2, "paired: the other arm's seed goes too"
     assert analysis.missing == ["alien: 2 of 3 seeds have finished, with an episode that ended, in every arm"]
-
-
-# Probes
-
-
-def test_cosines_by_hand():
-    """Two seeds of a, one of b, in the plane: a's agree at 45°, b is at 90° and 135° from them."""
-    increments = [{"x": torch.tensor([x]), "y": torch.tensor([y])} for x, y in ((1.0, 0.0), (2.0, 2.0), (-3.0, 0.0))]
-    found = cosines(["a", "a", "b"], increments)
-    root = 1 / math.sqrt(2)
-    assert found["games"] == ["a", "b"]
-    assert found["matrix"][0] == pytest.approx([root, (-1 - root) / 2])
-    assert found["matrix"][1] == [found["matrix"][0][1], None]
-
-
-def test_an_increment_of_zero_agrees_with_nothing():
-    assert cosines(["a", "b"], [{"x": torch.zeros(2)}, {"x": torch.ones(2)}])["matrix"] == [[None, 0.0], [0.0, None]]
-
-
-def test_cosines_are_the_means_over_all_pairs_of_tasks():
-    generator = torch.Generator().manual_seed(0)
-    games = ["a", "b", "a", "c", "b", "a"]
-    increments = [{"x": torch.randn(5, generator=generator), "y": torch.randn(3, generator=generator)} for _ in games]
-    increments[3] = {"x": torch.zeros(5), "y": torch.zeros(3)}
-    vectors = [torch.cat([increment["x"], increment["y"]]).double() for increment in increments]
-    found = cosines(games, increments)
-    for i, row in enumerate(found["games"]):
-        for j, column in enumerate(found["games"]):
-            pairs = [
-                float(torch.nn.functional.cosine_similarity(vectors[m], vectors[n], dim=0))
-                for m in range(6) for n in range(6) if m != n and (games[m], games[n]) == (row, column)
-            ]  # fmt: skip
-            expected = pytest.approx(sum(pairs) / len(pairs), abs=1e-6) if pairs else None
-            assert found["matrix"][i][j] == expected
-
-
-def test_drift_is_relative_to_where_a_layer_started():
-    first = {"weight": torch.tensor([3.0, 4.0]), "bias": torch.zeros(2)}
-    now = {"weight": torch.tensor([3.0, 5.0]), "bias": torch.tensor([0.0, 2.0])}
-    assert drift_by_layer(first, now) == {"weight": pytest.approx(0.2), "bias": pytest.approx(2.0)}
-
-
-# The report
-
-
-def write_evaluation(folder, description, curves):
-    (folder / "evaluation.json").write_text(json.dumps(description))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for c in curves:
-        columns = zip(c.agent_steps, c.frames, c.episodes, c.returns, c.path_length, c.energy, c.moves, c.loss_rises,
-                      strict=True)  # fmt: skip
-        for row in columns:
-            named = dict(zip(COLUMNS[3:11], row, strict=True)) | {"arm": c.arm, "game": c.game, "seed": c.seed}
-            writer.writerow(named | {"entropy": 1.0, "loss": 0.5})
-    (folder / "curves.csv").write_text(file.getvalue())
-    matrix = [[None if i == j else 0.5 for j in range(3)] for i in range(3)]
-    drift = {"leap": {"encoder.conv1.weight": 0.25}}
-    probes = {"cosines": {"leap": {"games": description["games"], "matrix": matrix}}, "drift": drift}
-    (folder / "probes.json").write_text(json.dumps(probes))
-
-
-def report(folder, run_main, description, curves):
-    write_evaluation(folder, description, curves)
-    code, stdout, stderr = run_main("report", folder)
-    assert (code, stdout, stderr) == (0, f"{folder}/report.md\n", "")
-    return (folder / "report.md").read_text()
-
-
-def test_a_report_has_its_tables_and_figures(tmp_path, run_main):
-    description = describe()
-    text = report(tmp_path, run_main, description, simulated(description, better=10))
-    for name in ("learning_curves", "over_games", "paths", "heat_maps"):
-        assert f"({name}.png)" in text
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
-    assert "no entry: air_raid" in text
-    assert "Not held out: leap was meta-trained on alien" in text
-    assert "| encoder.conv1.weight | 0.2500 |" in text
-    assert "Evaluated otherwise than leap was meta-trained, which had agent.lr = 1.0." in text
-    assert "none whose interval lies below the random arm" in text
-    assert "nan" not in text.lower().replace("nan ", "")
-    runs = sorted(path.parent.relative_to(tmp_path / "tensorboard").as_posix() for path in tmp_path.rglob("*tfevents*"))
-    assert runs == sorted(["probes", *(f"{arm}/{g}" for arm in ("random", "leap") for g in description["games"])])
-
-
-def test_the_same_data_give_the_same_report_and_figures(tmp_path, run_main):
-    description = describe()
-    first = report(tmp_path, run_main, description, simulated(description))
-    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")}
-    assert report(tmp_path, run_main, description, simulated(description)) == first
-    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
-
-
-@pytest.mark.parametrize(("num_seeds", "words"), [(1, "One seed only: no intervals"), (2, "Two seeds only")])
-def test_a_report_of_few_seeds_says_so(tmp_path, run_main, num_seeds, words):
-    description = describe(num_seeds=num_seeds)
-    text = report(tmp_path, run_main, description, simulated(description))
-    assert words in text
-    assert (" [" in text.partition("## Over all games")[2]) == (num_seeds > 1)
-
-
-def test_a_report_of_tasks_in_which_no_episode_ended_says_so(tmp_path, run_main):
-    description = describe(games=("breakout",))
-    curves = [curve([NAN] * 20, arm=arm, seed=seed) for arm in ("random", "leap") for seed in range(3)]
-    text = report(tmp_path, run_main, description, curves)
-    assert "breakout: 0 of 3 seeds have finished, with an episode that ended" in text
-    assert "Nothing can be compared yet" in text
-
-
-def test_report_of_what_is_no_evaluation_is_one_line(tmp_path, run_main):
-    assert "not an evaluation: it has no evaluation.json" in refused(run_main, tmp_path, "report", tmp_path)
-    (tmp_path / "evaluation.json").write_text("{}")
-    assert "not the description of an evaluation" in refused(run_main, tmp_path, "report", tmp_path)
-    (tmp_path / "evaluation.json").write_text(json.dumps(describe()))
-    assert "has no curves.csv" in refused(run_main, tmp_path, "report", tmp_path)
-    (tmp_path / "curves.csv").write_text("arm,game\nleap,alien\n")
-    assert "cannot be read" in refused(run_main, tmp_path, "report", tmp_path)

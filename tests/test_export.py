@@ -11,13 +11,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from leap_rl.atari.games import catalogue
 from leap_rl.cli import main
-from leap_rl.config import load_config
-from leap_rl.export import our_features, read_encoder, real_frames, torch_encoder
-from leap_rl.learner import Checkpoint
-from leap_rl.processes.a2c.network import initial_parameters
-from leap_rl.run import Progress, open_run
-from leap_rl.tasks import catalogue
+from leap_rl.config_files import load_config
+from leap_rl.export.export import our_features, read_encoder, real_frames, torch_encoder
+from leap_rl.processes.a2c.process import initial_parameters
+from leap_rl.runs.run import open_run
+from leap_rl.runs.run_files import Progress
+from leap_rl.types import Checkpoint
 from tests.cli_helpers import make_config
 
 pytestmark = pytest.mark.slow
@@ -111,7 +112,7 @@ def test_stable_baselines3_itself_loads_it_strictly_and_computes_the_same(run, f
     """Its wheel is 190 kB; what it needs is in our environment already, but for itself."""
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), SB3]
-    if subprocess.run(pip, capture_output=True, timeout=120).returncode:
+    if subprocess.run(pip, capture_output=True, timeout=600).returncode:
         pytest.skip(f"no registry gives {SB3}")
     folder = export(run, "sb3", tmp_path / "out")
     torch.save(frames, tmp_path / "frames.pt")
@@ -137,7 +138,7 @@ print(float((found - features).abs().max()))
     environment = os.environ | {"PYTHONPATH": path}
     result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "frames.pt")],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) <= 1e-5

@@ -60,6 +60,28 @@ def test_bad_input_is_one_line(home, arguments, message):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
 
 
+@pytest.mark.parametrize("content", ["{pid}\n", "{pid} Mon Jan 1 00:00:00 2001\n", "-1 x\n", "\n"])
+def test_down_stops_no_process_that_only_has_the_number(home, content):
+    """A pid file outlives a reboot; by then another process may have its number."""
+    with subprocess.Popen(["sleep", "600"]) as innocent:
+        file = Path(home["HOME"]) / ".ray" / "leap-rl-cluster.pid"
+        file.parent.mkdir()
+        file.write_text(content.format(pid=innocent.pid))
+        done = cluster(home, "down", "--on", "local")
+        assert (done.returncode, done.stderr) == (2, "error: it is not up\n")
+        assert innocent.poll() is None
+        innocent.kill()
+
+
+@pytest.mark.parametrize("target", ["local", "http://head:8265", "ray-up", "kubernetes"])
+def test_a_refused_submit_leaves_no_folder(home, tmp_path, target):
+    (tmp_path / "temporary").mkdir()
+    env = home | {"TMPDIR": str(tmp_path / "temporary")}
+    done = cluster(env, "submit", "--on", target, "configs/quickstart.yaml", "meta.lr=never")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def free_ports(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [opened.getsockname()[1] for opened in sockets]
@@ -106,7 +128,7 @@ def check_a_local_cluster(tmp_path, home, temporary):
     env = home | {"RAY_API_SERVER_ADDRESS": address, "RAY_metrics_report_interval_ms": "500"} | steps.environment()
     up = cluster(env, "up", "--on", "local", "--", *ports)
     assert up.returncode == 0, up.stderr
-    pid = int((Path(home["HOME"]) / ".ray" / "leap-rl-cluster.pid").read_text())
+    pid = int((Path(home["HOME"]) / ".ray" / "leap-rl-cluster.pid").read_text().split()[0])
     try:
         token = Path(home["HOME"]) / ".ray" / "auth_token"
         assert token.stat().st_mode & 0o077 == 0
@@ -196,6 +218,20 @@ def test_the_ray_job_is_valid():
         validate(
             {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "ray"}, "template": group["template"]}
         )
+
+
+def test_every_recipe_gives_up_lost_nodes_alike():
+    lines = Path("launch/ray.env").read_text().splitlines()
+    wanted = dict(line.split("=") for line in lines if not line.startswith("#"))
+    assert len(wanted) == 4
+    job = yaml.safe_load(Path("launch/kubernetes/rayjob.yaml").read_text())
+    (head,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry.get("value") for entry in head["env"]}
+    assert {name: given[name] for name in wanted} == wanted
+    for recipe in ("launch/slurm/train.sbatch", "launch/ray-up/aws.yaml", "launch/ray-up/on-premise.yaml"):
+        assert "launch/ray.env" in Path(recipe).read_text()
+    compose = yaml.safe_load(Path("docker/compose.yaml").read_text())
+    assert "../launch/ray.env" in compose["services"]["head"]["env_file"]
 
 
 def test_a_slip_in_a_recipe_is_found():

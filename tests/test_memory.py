@@ -8,13 +8,12 @@ import pytest
 
 UPDATES = """
 import resource
-from leap_rl.processes import initial_parameters
-from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.processes import initial_parameters, start_process
 from leap_rl.types import Task
 from tests.helpers import tiny_config
 
 config = tiny_config(**{"agent.num_envs": 16})
-process = A2CProcess(config, Task(0, 0, "pong", seed=0), initial_parameters(config, 0))
+process = start_process(config, Task(0, 0, "pong", seed=0), initial_parameters(config, 0))
 for _ in range(5):
     process.update()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,7 +24,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 WITHOUT_GLIBC = """
 import ctypes
 ctypes.CDLL = lambda name: object()
-from leap_rl.memory import keep_freed_memory
+from leap_rl.processes.a2c.memory import keep_freed_memory
 keep_freed_memory()
 """
 

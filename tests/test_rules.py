@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from leap_rl.backends.serial import SerialBackend
 from leap_rl.config import MetaConfig
 from leap_rl.leap import PathAccumulator
-from leap_rl.learner import Checkpoint, MetaLearner
-from leap_rl.processes.a2c.network import initial_parameters
-from leap_rl.processes.a2c.process import A2CProcess
-from leap_rl.rules import make_path, without_heads
-from leap_rl.tasks import sample_meta_batch
-from leap_rl.types import Task
-from tests.helpers import tiny_config
+from leap_rl.meta.learner import MetaLearner
+from leap_rl.meta.rules import make_path, without_heads
+from leap_rl.processes import continue_process, start_process
+from leap_rl.processes.a2c.process import initial_parameters
+from leap_rl.types import Checkpoint, Task
+from tests.helpers import meta_batch, parcels, tiny_config
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TASK = Task(0, 0, "asterix", seed=11)
@@ -33,7 +32,7 @@ def theta(number):
 
 def start(changes=None, task=TASK):
     config = tiny_config(**(changes or {}))
-    return A2CProcess(config, task, initial_parameters(config, seed=0))
+    return start_process(config, task, initial_parameters(config, seed=0))
 
 
 def assert_bits_equal(ours, expected):
@@ -77,8 +76,8 @@ def test_first_order_maml_is_the_gradient_of_the_last_update_and_nothing_before(
     *before, last = process.walk()
     assert len(before) == 2
     assert not any(value.any() for increment in before for value in increment.meta_gradient.values())
-    gradient = process.gradients[(process.num_updates - 1) % len(process.gradients)]
-    assert_bits_equal(last.meta_gradient, process._named(gradient.vector[: process.num_meta_learned]))
+    gradient = process.path.next_gradient()  # the plain path has one vector for all of them
+    assert_bits_equal(last.meta_gradient, process._named(gradient[: process.num_meta_learned]))
     assert all(value.any() for value in last.meta_gradient.values())
 
 
@@ -97,9 +96,9 @@ def test_none_leaves_the_initialization_as_it_is(optimizer):
     learner_config = MetaConfig(rule="none", steps=1, batch_size=1, lr=0.1, optimizer=optimizer)
     process = start({"meta.rule": "none"})
     learner = MetaLearner(learner_config, Checkpoint(0, initial_parameters(process.config, 0), {}))
-    for increment in process.walk():
-        assert increment.path_length > 0
-        learner.receive(increment)
+    for parcel in parcels(process.task, process.walk()):
+        assert parcel.path.length > 0
+        learner.receive(parcel)
     assert_bits_equal(learner.step().checkpoint.initialization, initial_parameters(process.config, 0))
 
 
@@ -109,10 +108,10 @@ def test_a_process_goes_on_to_the_same_bits_under_any_rule(rule):
     process = start({"meta.rule": rule})
     walk = process.walk()
     next(walk)
-    again = A2CProcess.from_state(process.config, TASK, process.state())
+    again = continue_process(process.config, TASK, process.state())
     for one, other in zip(walk, again.walk(), strict=True):
         assert_bits_equal(one.meta_gradient, other.meta_gradient)
-        assert (one.path_length, one.energy) == (other.path_length, other.energy)
+        assert one.path == other.path
 
 
 @pytest.mark.slow
@@ -121,10 +120,11 @@ def test_rules_differ_in_the_increment_and_in_nothing_else(tmp_path):
     losses, gradients = set(), {}
     for rule in ("leap", "reptile", "fomaml", "none"):
         config = tiny_config(**{"meta.rule": rule, "run.dir": str(tmp_path / rule), "task.agent_steps": 120})
+        (tmp_path / rule).mkdir()
         with SerialBackend(config) as backend:
-            list(backend.run_tasks(sample_meta_batch(config, 0), Checkpoint(0, initial_parameters(config, 0), {})))
+            list(backend.run_tasks(meta_batch(config, 0), Checkpoint(0, initial_parameters(config, 0), {})))
             outcome = backend.meta_step()
-        losses.add(tuple(report.statistics["loss"] for report in outcome.tasks))
+        losses.add(tuple(report.statistics["loss_sum"] for report in outcome.tasks))
         gradients[rule] = outcome.meta_gradient_norm
     assert len(losses) == 1
     assert gradients["none"] == 0
@@ -140,10 +140,10 @@ def joint_step():
     before = initial_parameters(config, 0)
     learner = MetaLearner(config.meta, Checkpoint(0, before, {}))
     tasks = [Task(0, slot, game, 7 + slot) for slot, game in enumerate(["pong", "asterix"])]
-    processes = [A2CProcess(config, task, before) for task in tasks]
+    processes = [start_process(config, task, before) for task in tasks]
     for process in processes:
-        for increment in process.walk():
-            learner.receive(increment)
+        for parcel in parcels(process.task, process.walk()):
+            learner.receive(parcel)
     return processes, before, learner.step()
 
 
@@ -183,7 +183,7 @@ def test_a_joint_meta_step_goes_to_the_mean_of_the_encoders_and_to_each_games_ow
 def test_a_joint_task_starts_from_its_games_heads():
     _, before, outcome = joint_step()
     given = outcome.checkpoint.initialization
-    joint = A2CProcess(tiny_config(**{"meta.rule": "joint"}), Task(1, 0, "pong", 3), given)
+    joint = start_process(tiny_config(**{"meta.rule": "joint"}), Task(1, 0, "pong", 3), given)
     for end in ("policy.weight", "value.bias"):
         assert torch.equal(joint.network.get_parameter(end), given[f"heads/pong/{end}"])
     assert not torch.equal(joint.network.policy.weight, before["heads/pong/policy.weight"])
@@ -240,13 +240,13 @@ def watch(process):
     seen, recorded = [], {}
     record, land = process.path.record, process.path.land
 
-    def recording(loss, *arguments, **options):
-        recorded["loss"] = float(loss)
-        record(loss, *arguments, **options)
+    def recording(loss, norm):
+        recorded["loss"] = loss
+        record(loss, norm)
 
-    def landing(parameters, loss):
-        seen.append((recorded["loss"], float(loss)))
-        land(parameters, loss)
+    def landing(loss):
+        seen.append((recorded["loss"], loss))
+        land(loss)
 
     process.path.record, process.path.land = recording, landing
     return seen
@@ -272,6 +272,7 @@ def test_a_small_step_changes_the_loss_by_its_gradient():
     def descend(gradient, scale):
         gradients.append(gradient * scale)
         process.parameters.sub_(gradients[-1], alpha=1e-3)
+        return gradients[-1] * -1e-3
 
     process.optimizer.step = descend
     seen = watch(process)
@@ -292,11 +293,11 @@ def test_a_small_step_changes_the_loss_by_its_gradient():
 def test_pairs_change_what_the_path_measures_and_not_where_it_leads():
     paired, successive = start(PAIRED), start(PAIRED | {"meta.loss_difference": "successive"})
     ours, theirs = list(paired.walk()), list(successive.walk())
-    assert [increment.num_moves for increment in ours] == [10, 10, 4]
-    assert [increment.num_moves for increment in theirs] == [9, 10, 4]
+    assert [increment.path.moves for increment in ours] == [10, 10, 4]
+    assert [increment.path.moves for increment in theirs] == [9, 10, 4]
     for name, value in paired.network.named_parameters():
         assert torch.equal(value, dict(successive.network.named_parameters())[name])
-    assert ours[-1].energy != theirs[-1].energy
+    assert ours[-1].path.energy != theirs[-1].path.energy
 
 
 @pytest.mark.slow
@@ -304,10 +305,70 @@ def test_a_paired_process_goes_on_to_the_same_bits():
     process = start(PAIRED)
     walk = process.walk()
     first = next(walk)
-    again = A2CProcess.from_state(process.config, TASK, process.state())
+    again = continue_process(process.config, TASK, process.state())
     for one, other in itertools.zip_longest(walk, again.walk()):
         assert_bits_equal(one.meta_gradient, other.meta_gradient)
         assert dataclasses.replace(one, meta_gradient={}, statistics={}) == dataclasses.replace(
             other, meta_gradient={}, statistics={}
         )
-    assert first.num_moves == 10
+    assert first.path.moves == 10
+
+
+# The whole network
+
+
+def whole(*games, **changes):
+    return tiny_config(**{"meta.parameters": "all", "tasks.games": list(games), "meta.batch_size": 1} | changes)
+
+
+def test_variants_of_a_game_share_the_heads_of_its_rom():
+    drawn = initial_parameters(whole("pong", "pong:difficulty=1", "asterix"), 0)
+    owners = {name.split("/")[1] for name in drawn if name.startswith("heads/")}
+    assert owners == {"pong", "asterix"}
+    config = whole("pong", "pong:difficulty=1", "asterix")
+    process = start_process(config, Task(0, 0, "pong:difficulty=1", 3), drawn)
+    for end in ("policy.weight", "policy.bias", "value.weight", "value.bias"):
+        assert torch.equal(process.network.get_parameter(end), drawn[f"heads/pong/{end}"])
+
+
+def test_heads_are_drawn_alike_whatever_other_games_there_are():
+    alone, among = initial_parameters(whole("pong"), 0), initial_parameters(whole("qbert", "breakout", "pong"), 0)
+    assert_bits_equal(alone, {name: among[name] for name in alone})
+
+
+def test_eighteen_actions_in_every_game_are_one_head_for_all_of_them():
+    drawn = initial_parameters(whole("pong", "qbert", **{"env.full_action_space": True}), 0)
+    assert not any(name.startswith("heads/") for name in drawn)
+    assert drawn["policy.weight"].shape == (18, 256)
+
+
+def test_a_game_that_the_initialization_has_no_heads_for_keeps_fresh_ones():
+    drawn = initial_parameters(whole("qbert"), 0)
+    fresh = start_process(tiny_config(**{"tasks.games": ["pong"], "meta.batch_size": 1}), Task(0, 0, "pong", 3),
+                       without_heads(drawn))  # fmt: skip
+    process = start_process(whole("pong"), Task(0, 0, "pong", 3), drawn)
+    assert_bits_equal(dict(process.network.state_dict()), dict(fresh.network.state_dict()))
+    part = {name: value for name, value in drawn.items() if not name.endswith("value.bias")}
+    with pytest.raises(ValueError, match="does not fit"):
+        start_process(whole("qbert"), Task(0, 0, "qbert", 3), part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["reptile", "joint"])
+def test_a_meta_step_of_the_whole_network_moves_the_heads_of_the_games_it_trained(rule):
+    config = whole("pong", "pong:difficulty=1", "qbert", **{
+        "meta.rule": rule, "meta.lr": 1.0, "meta.batch_size": 2, "stream.segment_updates": 24})  # fmt: skip
+    before = initial_parameters(config, 0)
+    learner = MetaLearner(config.meta, Checkpoint(0, before, {}))
+    ends = []
+    for slot, game in enumerate(["pong", "pong:difficulty=1"]):
+        process = start_process(config, Task(0, slot, game, 7 + slot), before)
+        for parcel in parcels(process.task, process.walk()):
+            learner.receive(parcel)
+        ends.append({name: value.detach().clone() for name, value in process.meta_learned.items()})
+    after = learner.step().checkpoint.initialization
+    for name, value in after.items():
+        if name.startswith("heads/qbert/"):
+            assert torch.equal(value, before[name])
+        else:
+            torch.testing.assert_close(value, (ends[0][name] + ends[1][name]) / 2, rtol=0, atol=1e-6)

@@ -15,16 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from leap_rl.config import config_hash
-from leap_rl.run import (
-    Progress,
-    RunDirectory,
-    describe,
-    fingerprint,
-    open_run,
-    package_versions,
-    read_initialization,
-    read_metrics,
-)
+from leap_rl.runs.run import RunDirectory, describe, open_run
+from leap_rl.runs.run_files import Progress, fingerprint, package_versions, read_initialization, read_metrics
 from leap_rl.types import BadInputError
 from tests.cli_helpers import environment, make_checkpoint, make_config, make_run, truncate, write_config
 
@@ -109,6 +101,15 @@ def test_what_a_killed_write_left_is_swept_away(tmp_path):
     (run / ".initialization.safetensors.1.tmp").write_bytes(b"half")
     latest(tmp_path)
     assert not list(run.glob(".*.tmp"))
+
+
+def test_what_a_killed_worker_left_is_gone_when_the_run_ends(tmp_path):
+    run = make_run(tmp_path)
+    with open_run(make_config(tmp_path)):
+        task = run / "tasks" / "000001-00"
+        task.mkdir(parents=True)
+        (task / ".000009.safetensors.9335.tmp").write_bytes(b"half")
+    assert not list(run.rglob(".*.tmp"))
 
 
 @pytest.mark.parametrize("file", ["learner.safetensors", "state.json"])
@@ -199,7 +200,9 @@ def test_describe_is_where_a_resume_goes_on(tmp_path):
     (run / "initialization.safetensors").write_bytes(older)
     state = describe(run)
     assert state["meta_step"] == latest(tmp_path)[0].meta_step == 2
-    assert state["fingerprint"] == fingerprint(make_checkpoint(2).initialization)
+    assert state["fingerprint"] == fingerprint(make_checkpoint(1).initialization), "of the bytes that are there"
+    assert not state["finished"]
+    assert "is of meta-step 1, but the newest checkpoint is of meta-step 2" in state["ignored"][0]
 
 
 # The fingerprint
@@ -354,8 +357,8 @@ def test_a_run_in_use_by_another_process_is_refused_until_it_ends(tmp_path):
     config = make_config(tmp_path)
     script = (
         "import sys\n"
-        "from leap_rl.config import load_config\n"
-        "from leap_rl.run import RunDirectory\n"
+        "from leap_rl.config_files import load_config\n"
+        "from leap_rl.runs.run import RunDirectory\n"
         "run = RunDirectory.open(load_config(sys.argv[1]))\n"
         "print('open', flush=True)\n"
         "sys.stdin.read()\n"

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from leap_rl.processes.screens import colors
-from leap_rl.tasks import catalogue, open_game
+from leap_rl.atari.emulators import open_game
+from leap_rl.atari.games import catalogue
+from leap_rl.atari.screens import colors
 
 
 @pytest.mark.slow

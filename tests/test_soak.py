@@ -59,11 +59,12 @@ ask = RayBackend._ask
 
 
 def ask_too_late(self, reference):
-    if self._running and self._seen and not hasattr(self, "too_late"):
+    seen = {place: work.segments for place, work in self._work.items() if work.segments}
+    if self._running and seen and not hasattr(self, "too_late"):
         self.too_late = True
         ray.wait(list(self._running))
         ray.kill(self._learner)
-        reference = self._learner.poll.remote(self._seen, [])
+        reference = self._learner.poll.remote(seen, [])
     return ask(self, reference)
 
 
@@ -75,7 +76,7 @@ raise SystemExit(main(sys.argv[1:]))
 def test_a_learner_that_dies_after_a_task_has_ended_is_given_it_again(tmp_path):
     config = write_config(tmp_path, {"meta.steps": 1, "workers.count": 1, "backend": "ray"})
     command = [sys.executable, "-c", DIES_AFTER_A_TASK, "train", str(config), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment())
     assert done.returncode == 0, done.stderr
     assert "the Leap learner was lost" in done.stderr
     (tmp_path / "serial").mkdir()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from leap_rl.atari.games import META_TRAINING, catalogue
 from leap_rl.evaluation import statistics
 from leap_rl.evaluation.scores import reference_scores
 from leap_rl.evaluation.statistics import (
@@ -22,7 +23,6 @@ from leap_rl.evaluation.statistics import (
     paired_interquartile_mean_difference,
     probability_of_improvement,
 )
-from leap_rl.tasks import META_TRAINING, catalogue
 
 untimed = settings(deadline=None, max_examples=50)
 
@@ -174,7 +174,7 @@ def test_intervals_cover_no_effect_about_95_times_in_100(monkeypatch, seeds, gam
 
 
 def test_the_table_has_the_57_games_of_atari_57_by_our_names():
-    table = json.loads((files("leap_rl") / "scores.json").read_text())
+    table = json.loads((files("leap_rl.evaluation") / "scores.json").read_text())
     assert len(table) == 57
     assert set(table) <= set(catalogue())
     assert all(row["human"] > row["random"] for row in table.values())

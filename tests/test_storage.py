@@ -9,11 +9,13 @@ import threading
 import time
 import uuid
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
-from leap_rl.run import Progress, RunDirectory, describe, open_run, read_metrics
-from leap_rl.storage import LocalStorage, open_storage
+from leap_rl.files.storage import LocalStorage, open_storage
+from leap_rl.runs.run import RunDirectory, describe, open_run
+from leap_rl.runs.run_files import Progress, read_metrics
 from leap_rl.types import BadInputError, StorageError
 from tests.cli_helpers import cli, make_checkpoint, make_config, write_config
 
@@ -59,6 +61,7 @@ def url(request, tmp_path):
     folder = f"runs/{uuid.uuid4().hex}"
     match request.param:
         case "local":
+            (tmp_path / folder).mkdir(parents=True)  # by whoever writes there first
             return str(tmp_path / folder)
         case "memory":
             return f"memory://{folder}"
@@ -118,6 +121,25 @@ def test_a_run_directory_keeps_its_promises(url, tmp_path):
 def test_a_url_that_nothing_opens_is_bad_input(url):
     with pytest.raises(BadInputError, match=r"run\.dir = "):
         open_storage(url)
+
+
+def test_whatever_a_client_raises_is_said_as_its_reason(monkeypatch):
+    """Of pyarrow's own errors one is neither an OSError nor a ValueError, and fsspec's clients have others."""
+    files = open_storage(f"memory://{uuid.uuid4().hex}")
+
+    class ClientError(Exception):
+        pass
+
+    def fails(*_):
+        raise ClientError("Failed to get token")
+
+    monkeypatch.setattr(files, "_files", SimpleNamespace(get_file_info=fails, open_input_stream=fails))
+    for ask in (lambda: files.read("a"), lambda: files.remove("a")):
+        with pytest.raises(StorageError, match=r"run\.dir = memory://.*: Failed to get token"):
+            ask()
+    monkeypatch.setattr("leap_rl.files.storage._file_system", fails)
+    with pytest.raises(BadInputError, match=r"cannot be opened: Failed to get token"):
+        open_storage("memory://a")
 
 
 # Local writes

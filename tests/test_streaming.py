@@ -7,16 +7,15 @@ from itertools import islice
 import pytest
 import torch
 
-from leap_rl.ledger import Ledger
-from leap_rl.processes import initial_parameters
-from leap_rl.processes.a2c.process import A2CProcess
-from leap_rl.storage import open_storage
+from leap_rl.files.storage import open_storage
+from leap_rl.meta.ledger import Ledger
+from leap_rl.processes import initial_parameters, start_process
+from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.streaming import TaskStream
-from leap_rl.task_store import SavedTask, TaskStore
-from leap_rl.types import StorageError, Task, TaskError
-from tests.helpers import tiny_config
+from leap_rl.types import SHARED, Broadcast, StorageError, Task, TaskError
+from tests.helpers import parcels, tiny_config
 
-TASK = Task(meta_step=3, slot=1, name="space_invaders", seed=11)
+TASK = Task(round=3, slot=1, name="space_invaders", seed=11)
 SEGMENTS = 3  # of tiny_config: 10, 10 and 4 gradient steps
 FOLDER = "tasks/000003-01"
 
@@ -27,7 +26,8 @@ def storage(tmp_path):
 
 
 def take_up(storage, config, attempt=0, version=3, task=TASK):
-    return TaskStream(config, TaskStore(storage), task, version, initial_parameters(config, seed=5), attempt)
+    given = Broadcast({SHARED: initial_parameters(config, seed=5)}, version)
+    return TaskStream(config, TaskStore(storage), task, given, attempt)
 
 
 def without_time(report):
@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
 def test_every_segment_is_durable_before_it_is_handed_out(storage):
     stream = take_up(storage, PLAIN)
     for sequence, increment in enumerate(stream.increments()):
-        assert (increment.key.sequence, increment.last) == (sequence, sequence == SEGMENTS - 1)
+        assert (increment.sequence, increment.last) == (sequence, sequence == SEGMENTS - 1)
         saved = TaskStore(storage).load(TASK)
         assert_same_ledger(saved.ledger, stream.ledger)
         assert saved.ledger.next_sequence == sequence + 1
@@ -72,11 +72,11 @@ def test_every_segment_is_durable_before_it_is_handed_out(storage):
 
 
 def test_a_stream_is_the_walk_of_its_process(whole):
-    process = A2CProcess(PLAIN, TASK, initial_parameters(PLAIN, seed=5))
+    process = start_process(PLAIN, TASK, initial_parameters(PLAIN, seed=5))
     ledger = Ledger(TASK, version=3)
-    for increment in process.walk():
-        size = sum(value.nbytes for value in increment.meta_gradient.values())
-        ledger.receive(dataclasses.replace(increment, statistics=increment.statistics | {"increment_bytes": size}))
+    for parcel in parcels(TASK, process.walk()):
+        size = sum(value.nbytes for value in parcel.packed.values())
+        ledger.receive(dataclasses.replace(parcel, statistics=parcel.statistics | {"increment_bytes": size}))
     assert_same_ledger(whole["none"], ledger)
 
 
@@ -89,7 +89,7 @@ def test_a_task_that_is_taken_up_again_and_again_ends_in_the_same_bits(storage, 
         done += islice(stream.increments(), segments)
     last = take_up(storage, config, len(losses))
     done += last.increments()
-    assert [increment.key.sequence for increment in done] == list(range(SEGMENTS)), "no segment is done twice"
+    assert [increment.sequence for increment in done] == list(range(SEGMENTS)), "no segment is done twice"
     assert_same_ledger(last.ledger, whole[config.stream.compression])
 
 
@@ -166,7 +166,9 @@ def test_what_a_process_raises_names_the_task(storage):
     assert TaskStore(storage).load(TASK) is None
 
     with pytest.raises(TaskError, match=r"slot 1\): ValueError: the initialization does not fit"):
-        list(TaskStream(PLAIN, TaskStore(storage), TASK, 3, {"encoder.x": torch.zeros(1)}).increments())
+        list(
+            TaskStream(PLAIN, TaskStore(storage), TASK, Broadcast({SHARED: {"encoder.x": torch.zeros(1)}})).increments()
+        )
 
 
 def test_storage_that_fails_is_not_the_tasks_fault(storage, monkeypatch):

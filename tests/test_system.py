@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from leap_rl.run import describe, read_metrics
-from tests.cli_helpers import TINY, cli, environment, held, session, wait_for, write_config
+from leap_rl.runs.run import describe
+from leap_rl.runs.run_files import read_metrics
+from tests.cli_helpers import TINY, cli, held, kill_workers, session, wait_for, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -160,12 +160,9 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(tmp_path, undisturb
     command = ["train", write_config(tmp_path), "backend=ray", "--json"]
     with held(tmp_path, *command, meta_step=1, step=7) as (driver, steps):
         wait_for(lambda: in_mid_task(run), driver)
-        workers = [pid for pid, title in session(driver.pid).items() if title.startswith("ray::Worker.run_task")]
-        assert workers
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
+        kill_workers(driver)
         steps.let_go()
-        assert driver.wait(timeout=120) == 0, (tmp_path / "stderr").read_text()
+        assert driver.wait(timeout=600) == 0, (tmp_path / "stderr").read_text()
     state = json.loads((tmp_path / "stdout").read_text())  # one object, whatever Ray has to say of its workers
     assert_same_run(Result(state, read_metrics(run), run), undisturbed)
 
@@ -285,30 +282,3 @@ def test_tensorboard_has_each_segment_of_each_game_once(interruption):
             events = tags[f"game/{name}"]
             assert [event.step for event in events] == [step for step, _ in wanted], (game, name)
             assert [event.value for event in events] == pytest.approx([value for _, value in wanted], rel=1e-6)
-        assert [event.value for event in tags["game/agent_steps"]] == [row["task_agent_steps"] for row in segments]
-        frames = [event.value for event in tags["game/frames"]]
-        assert len(frames) == len(segments)
-        ends = [row["frames"] for row in run.rows if row["kind"] == "task" and row["game"] == game]
-        assert set(ends) <= set(frames)
-
-
-# The import rule
-
-
-def test_without_ray_everything_but_its_backend_imports_and_trains(tmp_path):
-    script = (
-        "import importlib, pkgutil, sys\n"
-        "sys.modules['ray'] = None  # importing it raises\n"
-        "import leap_rl\n"
-        "names = [info.name for info in pkgutil.walk_packages(leap_rl.__path__, 'leap_rl.')]\n"
-        "assert 'leap_rl.processes.a2c.process' in names\n"
-        "for name in names:\n"
-        "    ours = 'leap_rl.rllib', *('leap_rl.backends.' + module for module in ('ray', 'actors', 'cluster'))\n"
-        "    if not name.startswith((*ours, 'leap_rl.sb3_features')):\n"
-        "        importlib.import_module(name)\n"
-        "raise SystemExit(leap_rl.cli.main(sys.argv[1:]))\n"
-    )
-    command = [sys.executable, "-c", script, "train", str(write_config(tmp_path)), "meta.steps=1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment())
-    assert done.returncode == 0, done.stderr
-    assert describe(tmp_path / "run")["finished"]

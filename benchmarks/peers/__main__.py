@@ -1,11 +1,11 @@
-"""Agent steps per second on all cores, ours beside its peers: same games, network, number of environments, in turns.
+"""Compares agent steps per second on all cores with other libraries: same games, network and number of environments.
 
     python -m benchmarks.peers --games pong breakout --seconds 30 --rounds 3
 
-Each system runs by itself, as its users run it on one machine, until its speed over ``--seconds`` is known: the
-first ``--warm-up`` seconds after its first report are left out. Peers that are not in our lock get an environment of
-their own in .venv-peers, made on first use. One JSON line a system and game; ratios are ours over the peer's of the
-same round.
+The systems run in turns, each by itself, as its users run it on one machine. Speed is measured over ``--seconds``,
+after the first ``--warm-up`` seconds from a system's first report. Libraries that are not in requirements.lock get a
+virtual environment of their own in .venv-peers, made on first use. The output is one JSON line for each system and
+game; a ratio is our speed divided by the other's in the same round.
 """
 
 import argparse
@@ -23,14 +23,16 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.peers.environments import ENVPOOL, SAMPLE_FACTORY, SB3, make_environment
-from leap_rl.config import load_config
-from leap_rl.processes.atari import background
+from leap_rl.atari.vector import background
+from leap_rl.config_files import load_config
+from leap_rl.processes.a2c.config import A2CConfig
 
 SCRIPTS = Path(__file__).parent
 
 
 class Peer(NamedTuple):
-    """``processes``: 0 means one a core. ``requirements``: none means that our lock has it."""
+    """Says how to run a system. ``processes`` of 0 means one for each core; without ``requirements`` the system is in
+    requirements.lock."""
 
     script: str
     requirements: tuple[str, ...] = ()
@@ -49,12 +51,13 @@ PEERS = {
 
 
 def measure(name: str, game: str, options: argparse.Namespace) -> float:
-    """Agent steps per second of all processes of a peer together."""
+    """Returns the agent steps per second of all processes of a system together."""
     peer, cores = PEERS[name], len(os.sched_getaffinity(0))
     python = make_environment(name, peer.requirements) if peer.requirements else Path(sys.executable)
-    with tempfile.TemporaryDirectory(prefix="p-") as folder:  # short: Ray has sockets in it
+    with tempfile.TemporaryDirectory(prefix="p-") as folder:  # a short path, since Ray's sockets are in it
         overrides = [f"agent.num_envs={options.num_envs}", f"agent.unroll={options.unroll}"]
         config = load_config(options.config, overrides)
+        assert isinstance(config, A2CConfig)
         settings = {
             "game": game, "center": background(game, config.env)[0], "cores": cores, "folder": folder,
             "row_steps": 5 * options.num_envs * options.unroll,
@@ -80,7 +83,8 @@ def measure(name: str, game: str, options: argparse.Namespace) -> float:
 
 
 def rates(processes: list[subprocess.Popen[str]], options: argparse.Namespace) -> list[float]:
-    """Of each process, over the same window: from ``warm_up`` seconds after the last of them has first reported."""
+    """Returns the rate of each process over the same window, which begins ``warm_up`` seconds after all have
+    reported."""
     reports: queue.Queue[tuple[int, float, dict[str, float] | None]] = queue.Queue()
     for index, process in enumerate(processes):
         threading.Thread(target=_read, args=(index, process, reports), daemon=True).start()
@@ -113,7 +117,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--warm-up", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--num-envs", type=int, default=32, help="of each process of ours, of all a peer's together")
+    parser.add_argument("--num-envs", type=int, default=32, help="in each process of leap_rl; in total for the others")
     parser.add_argument("--unroll", type=int, default=5)
     parser.add_argument("--config", default="configs/atari.yaml")
     options = parser.parse_args()

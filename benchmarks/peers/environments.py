@@ -1,4 +1,4 @@
-"""Environments of the peers that our lock does not have, in .venv-peers."""
+"""Makes virtual environments in .venv-peers for the libraries that requirements.lock does not have."""
 
 import subprocess
 import sys
@@ -9,12 +9,12 @@ ENVIRONMENTS = Path(".venv-peers")
 SB3 = ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium[atari]==1.2.2", "ale-py==0.12.1",
        "opencv-python-headless==5.0.0.93")  # fmt: skip
 ENVPOOL = ("envpool==1.2.5", "torch==2.13.0")
-# Sample Factory holds gymnasium below 1.0, whose games newer versions of ale-py do not register.
+# Sample Factory needs gymnasium below 1.0, in which newer versions of ale-py do not register their games.
 SAMPLE_FACTORY = ("sample-factory==2.1.1", "torch==2.13.0", "ale-py==0.9.1")
 
 
 def make_environment(name: str, requirements: tuple[str, ...]) -> Path:
-    """Its interpreter."""
+    """Returns the Python interpreter of an environment, which is made if it does not exist."""
     python = ENVIRONMENTS / name / "bin" / "python"
     if not python.exists():
         print(f"making {python.parent.parent}", file=sys.stderr)

@@ -1,5 +1,8 @@
-"""A2C in one file as CleanRL writes its algorithms, over envpool; run by ``benchmarks.peers`` in an environment of its
-own. Takes settings as JSON, prints a JSON row of agent_steps and seconds about every second, until it is stopped."""
+"""Runs A2C over envpool, in one file in CleanRL's manner.
+
+``benchmarks.peers`` runs it in a virtual environment of its own. It takes settings as JSON, and prints a JSON row of
+agent_steps and seconds about every second, until it is stopped.
+"""
 
 import json
 import sys
@@ -14,7 +17,7 @@ from torch.distributions import Categorical
 
 
 class Agent(nn.Module):
-    """The network of Mnih et al. 2013."""
+    """Implements the network of Mnih et al. 2013."""
 
     def __init__(self, num_actions: int) -> None:
         super().__init__()

@@ -1,6 +1,8 @@
-"""RLlib's PPO set up as A2C (one epoch, one minibatch, no clipping to speak of), or its IMPALA; run by
-``benchmarks.peers``. Takes settings as JSON, prints a JSON row of agent_steps and seconds about every second, until it
-is stopped."""
+"""Runs RLlib's PPO set up as A2C (one epoch, one minibatch, practically no clipping), or its IMPALA.
+
+It is started by ``benchmarks.peers``, takes settings as JSON, and prints a JSON row of agent_steps and seconds about
+every second, until it is stopped.
+"""
 
 import json
 import sys
@@ -18,7 +20,7 @@ from ray.tune.registry import register_env
 
 
 def make_env(context: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    """gymnasium's own preprocessing, four frames in the last dimension."""
+    """Returns a game with gymnasium's own preprocessing, and four frames in the last dimension."""
     gymnasium.register_envs(ale_py)
     game = gymnasium.make(context["env_id"], frameskip=1, repeat_action_probability=0.0)
     game = gymnasium.wrappers.AtariPreprocessing(game, noop_max=30, grayscale_newaxis=False, scale_obs=True)

@@ -1,5 +1,8 @@
-"""Sample Factory's APPO with its own Atari wrappers and network; run by ``benchmarks.peers`` in an environment of its
-own. Takes settings as JSON, prints a JSON row of agent_steps and seconds about every second, until it is stopped."""
+"""Runs Sample Factory's APPO with its own Atari wrappers and network.
+
+``benchmarks.peers`` runs it in a virtual environment of its own. It takes settings as JSON, and prints a JSON row of
+agent_steps and seconds about every second, until it is stopped.
+"""
 
 import json
 import sys
@@ -17,7 +20,7 @@ FRAME_SKIP = 4
 
 
 def make_env(name: str, cfg: Any, env_config: Any, render_mode: str | None = None) -> Any:
-    """The wrappers of its Atari example but for life handling, which no other peer has."""
+    """Returns a game with the wrappers of its Atari example, except for life handling, which no other system has."""
     import ale_py  # noqa: F401  (registers the games, in each process)
 
     env = gymnasium.make(f"ALE/{name}-v5", frameskip=1, repeat_action_probability=0.0)
@@ -40,7 +43,7 @@ class Rows(AlgoObserver):  # type: ignore[misc]
     def on_training_step(self, runner: Any, training_iteration_since_resume: int) -> None:
         seconds = time.perf_counter() - self.started
         if seconds > self.printed + 1:
-            # It counts emulator frames.
+            # The runner counts emulator frames.
             row = {"agent_steps": sum(runner.env_steps.values()) / FRAME_SKIP, "seconds": seconds}
             print(json.dumps(row), flush=True)
             self.printed = seconds

@@ -1,8 +1,8 @@
-"""Stable-Baselines3's A2C at given settings; run by ``benchmarks.learning_curve`` and
-``benchmarks.peers`` in an environment of its own.
+"""Runs Stable-Baselines3's A2C at given settings.
 
-Takes the settings as JSON, prints one JSON row every ``row_steps`` agent steps. The environment is built of
-gymnasium's own wrappers, so that preprocessing, sticky actions, no-ops and frame limit are the same.
+``studies.learning_curve`` and ``benchmarks.peers`` run it in a virtual environment of its own. It takes the settings as
+JSON, and prints one JSON row every ``row_steps`` agent steps. The environment is built from gymnasium's own wrappers,
+so that preprocessing, sticky actions, no-ops and frame limit are the same.
 """
 
 import json
@@ -22,11 +22,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 
 class Mnih2013(BaseFeaturesExtractor):  # type: ignore[misc]
-    """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each. ``center``: subtracted from the pixels."""
+    """Is the network conv 16 8×8/4 → conv 32 4×4/2 → linear 256, with ReLU after each. Subtracts ``center`` from the
+    pixels."""
 
     def __init__(self, observation_space: Any, center: float) -> None:
         super().__init__(observation_space, features_dim=256)
-        self.center = center / 255  # SB3 has divided by it
+        self.center = center / 255  # SB3 has divided the pixels by 255
         self.layers = torch.nn.Sequential(
             torch.nn.Conv2d(observation_space.shape[0], 16, 8, stride=4),
             torch.nn.ReLU(),

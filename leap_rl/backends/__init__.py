@@ -1,57 +1,50 @@
-"""Where tasks run: in this process, or in Ray actors. Both run the same functions and give the same bits."""
+"""Runs tasks, either in this process or in Ray actors. Both call the same functions and give the same bits."""
 
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
 
+from leap_rl.backends.backend import Backend
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaStep
-from leap_rl.ledger import TaskReport
-from leap_rl.types import Fault, Notice, Task
-
-MAX_ERRORS = 2  # of a task itself: it is deterministic, so once more tells a broken machine from a broken task
-
-
-class Backend(Protocol):
-    """One Leap learner, and somewhere to run learning processes."""
-
-    @property
-    def num_workers(self) -> int: ...
-
-    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault | Notice]:
-        """Trains tasks from the checkpoint's initialization, streaming increments to the learner, until it is
-        ready to step. What is under way from an earlier call goes on.
-
-        Yields a report for each segment that the learner has received, what went wrong, and what is waited for.
-        """
-        ...
-
-    def meta_step(self) -> MetaStep | None:
-        """Steps the learner, which is ready. None where it was lost: :meth:`run_tasks` gives the next one its tasks."""
-        ...
+from leap_rl.extras import require_extra
+from leap_rl.private_folder import private_folder
 
 
 def open_backend(config: Config) -> AbstractContextManager[Backend]:
-    """The configured backend; leaving it stops what it started. Raises BadInputError where it cannot start."""
+    """Returns the configured backend, which stops what it started at the end of the ``with`` statement. Raises
+    BadInputError if it cannot start."""
     if config.backend == "serial":
         from leap_rl.backends.serial import SerialBackend
 
         return SerialBackend(config)
+    require_extra("ray", "backend = ray (backend=serial trains without it)")
     prepare_environment(config.ray.address)
     from leap_rl.backends.ray import RayBackend
 
     return RayBackend(config)
 
 
-def prepare_environment(address: str) -> None:
-    """What Ray reads from the environment when it is imported; a variable that is set already is kept.
+def try_cluster(config: Config) -> None:
+    """Joins the cluster of ``ray.address``, or starts one, as a run would, and leaves it again. Raises BadInputError if
+    no cluster answers, or if it cannot hold a worker."""
+    prepare_environment(config.ray.address)
+    from leap_rl.backends.cluster import join, leave
 
-    A cluster that we start ourselves stays on the loopback interface (the switch's name is historical) and
-    is closed by a token that only its own processes know. No report of usage is sent anywhere.
+    try:
+        join(config)
+    finally:
+        leave()
+
+
+def prepare_environment(address: str) -> None:
+    """Sets the variables that Ray reads when it is imported; variables that are set already are kept.
+
+    A cluster that we start ourselves then stays on the loopback interface (the name of that variable is historical),
+    needs a token that only its own processes know, sends no usage reports, and writes to a folder that only this user
+    can enter.
     """
+    os.environ["RAY_TMPDIR"] = str(private_folder())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local" and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -1,6 +1,6 @@
-"""What runs in Ray actors: learning processes, and the Leap learner."""
+"""Defines the Ray actors: the worker, which runs learning processes, and the learner, which collects increments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from leap_rl.backends.cluster import places
+from leap_rl.backends.installation import Installation, installation
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaLearner
-from leap_rl.ledger import TaskReport
-from leap_rl.run import check_reachable
-from leap_rl.storage import open_storage
+from leap_rl.files.storage import open_storage
+from leap_rl.meta.collector import Collector
+from leap_rl.meta.learner import MetaLearner
+from leap_rl.meta.ledger import Ledger
+from leap_rl.processes import check_device
+from leap_rl.runs.run import check_reachable
+from leap_rl.runs.task_store import TaskStore
 from leap_rl.streaming import TaskStream
-from leap_rl.task_store import TaskStore
-from leap_rl.types import Place, Task, Tensors
+from leap_rl.types import Broadcast, MetaStep, Parcel, Place, Task, TaskReport
 
 
 class Worker:
@@ -26,48 +29,74 @@ class Worker:
         send_tensors_as_arrays()
         self._config = config
 
-    def ready(self) -> None:
-        """Raises BadInputError where the run directory cannot be reached from this node."""
+    def ready(self) -> Installation:
+        """Returns which leap_rl this is. Raises BadInputError if this node does not reach the run directory, or lacks
+        the configured device."""
+        check_device(self._config.device)
         check_reachable(self._config, ray.util.get_node_ip_address())
+        return installation()
 
-    def run_task(self, task: Task, version: int, initialization: Tensors, attempt: int, learner: Any) -> None:
-        """Trains one task from wherever it stands, sending its increments to the learner: one is under way
-        while the next is made. Stops early where the learner has no use for them."""
+    def run_task(self, task: Task, given: Broadcast, attempt: int, learner: Any) -> None:
+        """Trains one task from wherever it stands and sends its increments to the learner, one on its way while the
+        next is made. Stops early if the learner refuses them."""
         store = TaskStore(open_storage(self._config.run.dir))
-        stream = TaskStream(self._config, store, task, version, initialization, attempt)
+        stream = TaskStream(self._config, store, task, given, attempt)
         sent = learner.adopt.remote(stream.ledger)
-        for increment in stream.increments():
+        for parcel in stream.increments():
             if not ray.get(sent):
                 return
-            sent = learner.receive.remote(increment)
+            sent = learner.receive.remote(parcel)
         ray.get(sent)
 
 
-class Learner(MetaLearner):
-    """The Leap learner as an actor."""
+class Learner:
+    """Is a collector as an actor: of meta-training the Leap learner."""
 
-    def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
+    def __init__(self, collector: Callable[[], Collector]) -> None:
         send_tensors_as_arrays()
-        super().__init__(config.meta, checkpoint, config.faults.min_tasks)
+        self._collector = collector()
+
+    def adopt(self, ledger: Ledger) -> bool:
+        """Calls :meth:`Collector.adopt`."""
+        return self._collector.adopt(ledger)
+
+    def receive(self, parcel: Parcel) -> bool:
+        """Calls :meth:`Collector.receive`."""
+        return self._collector.receive(parcel)
+
+    def drop(self, task: Task, reason: str) -> None:
+        """Calls :meth:`Collector.drop`."""
+        self._collector.drop(task, reason)
+
+    def step(self, batch: Sequence[Place]) -> MetaStep:
+        """Calls :meth:`MetaLearner.step`."""
+        assert isinstance(self._collector, MetaLearner), "only a Leap learner takes meta-steps"
+        return self._collector.step(batch)
+
+    def ready(self) -> Installation:
+        """Returns which leap_rl this is."""
+        return installation()
 
     def poll(self, seen: dict[Place, int], starting: Sequence[str]) -> "News":
-        """``seen``: segments of a task that the driver knows of; ``starting``: ids of actors."""
-        return News(self.reports(seen), self.done(), self.batch(), places(starting))
+        """Returns what is new. ``seen`` has the number of segments of each task that the driver knows of, and
+        ``starting`` the ids of actors whose nodes it asks for."""
+        collector = self._collector
+        return News(collector.reports(seen), collector.done(), collector.batch(), places(starting))
 
 
 @dataclass(frozen=True)
 class News:
-    """What the driver wants to know while tasks run."""
+    """Holds what the learner tells the driver while tasks run."""
 
-    reports: list[TaskReport]  # that the driver has not seen
+    reports: list[TaskReport]  # those that the driver has not seen
     done: set[Place]  # tasks that need no worker any more
-    batch: list[Place] | None  # what a step would average; its reports are known with these
-    places: dict[str, str]  # of actors that start: id → the address of a node that had room
+    batch: list[Place] | None  # the tasks that a step would average; the driver has all their reports now
+    places: dict[str, str]  # for each starting actor that has a place: id → its node's address
 
 
 def send_tensors_as_arrays() -> None:
-    """Tensors leave this process through Ray as NumPy arrays, which Ray moves without pickling their bytes:
-    several times faster than torch's own pickling. What arrives is a copy, since the store is read-only."""
+    """Makes Ray send this process's tensors as NumPy arrays, whose bytes it moves without pickling: several times
+    faster than torch's own pickling. The receiver gets a copy, since Ray's object store is read-only."""
     ray.util.register_serializer(torch.Tensor, serializer=_to_array, deserializer=_from_array)
 
 

@@ -1,39 +1,82 @@
-"""Joining a Ray cluster or starting one, and what there is to know of it. Imports Ray, as actors.py and ray.py do."""
+"""Joins a Ray cluster or starts one, and answers questions about it. Imports Ray, as actors.py and ray.py do."""
 
+import errno
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import actors
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import leap_rl
+from leap_rl.backends import installation as installations
 from leap_rl.config import Config
+from leap_rl.files.storage import read_file
+from leap_rl.private_folder import private_folder
 from leap_rl.types import BadInputError, LeapRLError
 
+
+class _DriversPath(JobConfig):  # type: ignore[misc]
+    """Makes workers search for modules where this process does, in the same order. By default Ray would search the
+    current directory first, and run any copy of leap_rl, or of another module, that lies there."""
+
+    def __init__(self) -> None:
+        package = Path(leap_rl.__file__).parent.parent  # needed since an editable installation is not on sys.path
+        searched = [os.path.abspath(folder) for folder in sys.path]
+        super().__init__(_py_driver_sys_path=[str(package), *reversed(searched)])  # a worker prepends each in turn
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        """Returns True, which keeps Ray from adding folders of its own."""
+        return True
+
+
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-CONNECT_SECONDS = 5.0  # for something to answer at ray.address
+CONNECT_SECONDS = 5.0  # time limit for an answer at ray.address
+LEAVE_SECONDS = 15.0  # time limit for a cluster of our own to end by itself
+ANSWER_SECONDS = 30.0  # time limit for nodes to say which leap_rl they have
 
 
 def join(config: Config) -> None:
     """Joins the cluster at ``ray.address``, or starts one on the loopback interface.
 
-    Raises BadInputError where no cluster answers, or where it cannot hold a worker.
+    Raises BadInputError if no cluster answers, or if it cannot hold a worker.
     """
     with _interrupts_held_back():
         _connect(config)
     _check_resources(config)
+    if config.ray.address.startswith("ray://"):  # the server process unpickles our actors with its own leap_rl
+        check_nodes()
+
+
+def leave() -> None:
+    """Leaves the cluster, and ends one that this process started. If its processes do not answer, they are killed: Ray
+    would wait for them without a limit."""
+    started = ray._private.worker._global_node
+    processes = [info.process for infos in started.all_processes.values() for info in infos] if started else []
+    force = threading.Timer(LEAVE_SECONDS, lambda: [process.kill() for process in processes])
+    force.daemon = True
+    force.start()
+    try:
+        ray.shutdown()
+    finally:
+        force.cancel()
 
 
 def own_node() -> dict[str, Any]:
-    """The node of this process, as ``ray.nodes()`` has it. Raises LeapRLError where Ray has lost it: nothing can be
-    started there any more, nor fetched."""
+    """Returns this process's node, as in ``ray.nodes()``. Raises LeapRLError if Ray has lost the node, so that nothing
+    can be started or fetched there any more."""
     here = ray.get_runtime_context().get_node_id()
     node: dict[str, Any] = next(node for node in ray.nodes() if node["NodeID"] == here)
     if not (node["Alive"] and _listens(node["RayletSocketName"])):
@@ -44,9 +87,10 @@ def own_node() -> dict[str, Any]:
 
 
 def _listens(path: str) -> bool:
-    """Whether a raylet is behind its socket; true where that is elsewhere, as for a ray:// driver.
+    """Returns whether a raylet answers at its socket. Returns True if the socket is on another machine, as for a ray://
+    driver.
 
-    Ray itself notices a dead raylet after some 20 s, and then may end this process from C++, without a word.
+    Ray itself notices a dead raylet only after some 20 s, and then may end this process from C++ without a message.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CONNECT_SECONDS)
@@ -60,19 +104,19 @@ def _listens(path: str) -> bool:
 
 
 def places(actor_ids: Sequence[str]) -> dict[str, str]:
-    """Which actors have been given a place, even if they are still starting there: id → the node's address. For
-    processes of the cluster itself: a driver that came by ray:// cannot ask."""
+    """Returns the actors that a node has room for, even if they are still starting there: id → the node's address. Must
+    be called in a process of the cluster itself: a ray:// driver cannot ask."""
     known = {actor_id: actors(actor_id) for actor_id in actor_ids}
     return {actor_id: actor["Address"]["IPAddress"] for actor_id, actor in known.items() if actor and actor["Pid"]}
 
 
 def fits(node: dict[str, Any], config: Config) -> bool:
-    """Whether a node is large enough for a worker."""
+    """Returns whether a node is large enough for a worker."""
     return all(node["Resources"].get(name, 0) >= amount for name, amount in _wanted(config).items())
 
 
 def room(config: Config) -> str:
-    """What a worker asks for, and what the cluster has of it."""
+    """Returns a text that says what a worker asks for, and what the cluster has of it."""
     has, free = ray.cluster_resources(), ray.available_resources()
     return " and ".join(
         f"{amount:g} {name} (the cluster has {has.get(name, 0):g}, {free.get(name, 0):g} free)"
@@ -85,26 +129,104 @@ def _wanted(config: Config) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
+def check_code(found: object) -> None:
+    """Raises BadInputError unless an actor's answer ``found`` has the version and source of this process."""
+    if not (isinstance(found, tuple) and found[1:] == installations.installation()[1:]):
+        check_nodes()
+
+
+def check_nodes() -> None:
+    """Raises BadInputError, with both paths, if a node imports another leap_rl than this process.
+
+    Nodes that do not answer are skipped, since they have another problem."""
+    ours = installations.installation()
+    ray.cloudpickle.register_pickle_by_value(installations)  # it must run even if the other copy lacks it
+    try:
+        asked = {
+            ray.remote(installations.installation)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(): node["NodeManagerAddress"]
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(installations)
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for question in answered:
+        try:
+            path, version, digest = ray.get(question)
+        except RayTaskError as error:
+            raise BadInputError(f"node {asked[question]} cannot import leap_rl: {last_line(str(error))}") from None
+        except RayError:
+            continue
+        if (version, digest) != ours[1:]:
+            raise BadInputError(
+                f"node {asked[question]} has another leap_rl than this process: {path} ({version}, {digest[:12]}) "
+                f"there, {ours[0]} ({ours[1]}, {ours[2][:12]}) here; install the same on every node"
+            )
+
+
+def last_line(text: str) -> str:
+    """Returns the last line of one of Ray's errors, without colours."""
+    lines = [line for line in re.sub(r"\x1b\[\d*m", "", text).splitlines() if line.strip(" ^\t")]
+    return lines[-1].strip() if lines else text
+
+
+def last_words(actor_id: str) -> str:
+    """Returns the error that an actor of this machine wrote before it died, and its log file; an empty text if there is
+    none."""
+    try:
+        actor = actors(actor_id)
+        logs = Path(own_node()["ObjectStoreSocketName"]).parent.parent / "logs"
+        [file] = logs.glob(f"worker-*-{actor['Pid']}.err")
+        lines = [line for line in file.read_text(errors="replace").splitlines() if line and not line.startswith(":")]
+        fatal = [line for line in lines if line.startswith("Fatal Python error")]
+        return f"{[*lines, *fatal][-1]} ({file})" if lines else ""
+    except Exception:  # this only explains another error, and uses files that Ray does not promise
+        return ""
+
+
 def ensure_ray(asked_by: str) -> None:
-    """Starts a cluster of one core for this process where it is in none: left to itself, a library would join any that
-    it finds. Raises LeapRLError where it does not start."""
+    """Starts a cluster of one core for this process, unless it is in one. (RLlib would otherwise join any cluster that
+    it finds.) Raises LeapRLError if the cluster does not start."""
     if not ray.is_initialized():
         with _interrupts_held_back():
             _start(1, asked_by)
 
 
 def _start(num_cpus: int, asked_by: str) -> None:
-    try:
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, **QUIET)
-    except Exception as error:  # Ray raises bare ones, e.g. where the machine is too busy to start in time
-        raise LeapRLError(f"{asked_by}: Ray does not start: {error}") from error
+    """Starts a cluster of this process, with a second try: Ray waits 30 s for its own processes, which may be too short
+    on a busy machine. Raises LeapRLError if the cluster does not start."""
+    folder = private_folder() / "ray"  # Ray opens this folder to everybody; its parent stays closed
+    for attempt in range(2):
+        try:
+            ray.init(
+                "local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=str(folder), job_config=_DriversPath(),
+                **QUIET,
+            )  # fmt: skip
+            return
+        except Exception as error:  # Ray raises bare Exceptions
+            ray.shutdown()
+            reason = " ".join(f"{error}".split())
+            if attempt:
+                raise LeapRLError(f"{asked_by}: Ray does not start: {reason}{_remedy(error)}") from error
+            print(f"Ray does not start ({reason}); it is tried once more", file=sys.stderr)
+
+
+def _remedy(error: Exception) -> str:
+    """Returns which variable to set if Ray cannot use its folder; an empty text for other errors."""
+    if "AF_UNIX path length" in str(error):
+        return "; set RAY_TMPDIR to a shorter path"
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return "; set RAY_TMPDIR to a folder of your own, with a short path"
+    return ""
 
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until Ray has started: stopped while it starts, it leaves processes behind.
-    Puts the handlers back that ray.init replaces."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+    """Delays Ctrl-C and SIGTERM until Ray has started, since an interrupted start would leave processes behind.
+    Restores the signal handlers that ray.init replaces."""
+    if threading.current_thread() is not threading.main_thread():  # no handler can be set there
         yield
         return
     came: list[int] = []
@@ -122,18 +244,19 @@ def _interrupts_held_back() -> Iterator[None]:
 def _connect(config: Config) -> None:
     """Joins the cluster at ``ray.address``, or starts one on the loopback interface.
 
-    Raises BadInputError where no cluster answers.
+    Raises BadInputError if no cluster answers.
     """
     address = config.ray.address
     if address == "local":
         _start(max(config.workers.count * config.workers.cpus, os.cpu_count() or 1), "ray.address = local")
         return
     problem = f"ray.address = {address}: "
+    address = _own_cluster() if address == "auto" else address
     where = address.removeprefix("ray://")
     host, _, port = where.rpartition(":")
-    if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 65536):
-        raise BadInputError(problem + "must be local, auto, host:port or ray://host:port")
-    if where == address:  # ray.init looks at the node's address for 127.0.0.1, and at a file's, maybe old, for auto
+    if not (re.fullmatch(r"[\w.-]+|\[[\w.:%]+\]", host) and port.isdecimal() and 0 < int(port) < 65536):
+        raise BadInputError(f"{problem}must be local, auto, host:port or ray://host:port")
+    if where == address:  # ray.init replaces 127.0.0.1 by the node's address
         where = canonicalize_bootstrap_address(address)
     if where:
         host, _, port = where.rpartition(":")
@@ -144,19 +267,39 @@ def _connect(config: Config) -> None:
             raise BadInputError(f"{problem}no Ray cluster answers at {where}: {reason}") from None
         if not answer:
             raise BadInputError(f"{problem}what answers at {where} is not a Ray cluster")
+    # A ray:// driver has no folders in common with the cluster.
+    more = {} if address.startswith("ray://") else {"job_config": _DriversPath()}
     try:
-        ray.init(address, **QUIET)
+        ray.init(address, **more, **QUIET)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        lines = [line for line in str(error).strip().splitlines() if line]
-        raise BadInputError(f"{problem}cannot join: {lines[0] if lines else type(error).__name__}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadInputError(f"{problem}cannot join: {reason}") from error
+
+
+def _own_cluster() -> str:
+    """Returns host:port of the cluster that this user started last on this machine, or that RAY_ADDRESS names.
+
+    Ray itself would take any process of this machine that looks like its own, or a file in /tmp that anybody may have
+    written, and send the token there. Raises BadInputError if there is no cluster.
+    """
+    named = os.environ.get("RAY_ADDRESS")
+    if named and named != "auto":
+        return named
+    # Ray's default folder is the second one, in which `ray start` by hand leaves the file.
+    for folder in (private_folder(), Path(os.environ.get("TMPDIR", "/tmp"))):
+        file = folder / "ray" / "ray_current_cluster"
+        with suppress(OSError, BadInputError):
+            if file.lstat().st_uid == os.getuid():
+                return read_file(file, 1000).decode(errors="replace").strip()
+    raise BadInputError("ray.address = auto: no cluster of this user runs on this machine, and RAY_ADDRESS names none")
 
 
 def _greet(host: str, port: int) -> bool:
-    """Whether a gRPC server answers: Ray's own attempt would take more than a minute to give up.
+    """Returns whether a gRPC server answers. (Ray's own attempt takes more than a minute to give up.)
 
-    Sends an HTTP/2 preface with an empty SETTINGS frame (RFC 9113, section 3.4) and expects a SETTINGS frame.
+    It sends an HTTP/2 preface with an empty SETTINGS frame (RFC 9113, section 3.4) and expects a SETTINGS frame.
     """
-    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+    with socket.create_connection((host.strip("[]"), port), timeout=CONNECT_SECONDS) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
         try:
             header = connection.recv(9)
@@ -166,8 +309,8 @@ def _greet(host: str, port: int) -> bool:
 
 
 def _check_resources(config: Config) -> None:
-    """Raises BadInputError where not one worker could be placed, or, on this machine, not all of them: Ray
-    would wait for ever. On a cluster the others start when nodes join."""
+    """Raises BadInputError if no worker could be placed, since Ray would wait for ever. On this machine all workers
+    must fit; on a cluster the others start when nodes join."""
     workers = config.workers
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not any(fits(node, config) for node in nodes):

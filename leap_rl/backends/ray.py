@@ -1,17 +1,17 @@
-"""The driver of Ray actors: one a worker, and one for the Leap learner. Only this, actors.py and cluster.py import Ray.
+"""Drives Ray actors: one for each worker, and one for the Leap learner.
 
-The initialization goes out once per version, through the object store. Workers stream increments to the
-learner while their tasks run; the driver only says who runs what, and asks the learner what has arrived.
+The initialization is broadcast once per version, through the object store. Workers stream increments to the learner
+while their tasks run; the driver only decides who runs what, and asks the learner what has arrived.
 
-Anything may die. A worker's task is taken up by another, from its last segment. A lost learner is replaced
-by one at the checkpoint that the driver has committed; whoever takes a task up brings its ledger along. What
-an isolated worker still sends for a task that was given to another is refused by its attempt.
+Anything may die. If a worker is lost, another one takes its task up from the last segment. If the learner is lost, a
+new one starts, at the last committed checkpoint, and the workers that take up its tasks bring their ledgers along. An
+isolated worker may still send increments for a task that was given to another; they carry an older attempt, and are
+refused.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,81 +28,56 @@ from ray.exceptions import (
 from ray.util.metrics import Counter as Metric
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_rl.backends import MAX_ERRORS
 from leap_rl.backends.actors import Learner, News, Worker
-from leap_rl.backends.cluster import fits, join, own_node, room
+from leap_rl.backends.backend import after_error
+from leap_rl.backends.cluster import check_code, check_nodes, fits, join, leave, own_node, room
+from leap_rl.backends.work import Assignment, LostError, Start, Work, explained
 from leap_rl.config import Config
-from leap_rl.learner import Checkpoint, MetaStep
-from leap_rl.ledger import TaskReport
-from leap_rl.tasks import longest_first
-from leap_rl.types import Fault, LeapRLError, Notice, Place, Task, TaskError
+from leap_rl.meta.collector import Collector
+from leap_rl.meta.sampling import longest_first
+from leap_rl.processes import process_of
+from leap_rl.types import Broadcast, Fault, LeapRLError, MetaStep, Notice, Place, Task, TaskError, TaskReport
 
-POLL_SECONDS = 1.0  # between questions to the learner while tasks run
-NOTICE_SECONDS = 60.0  # of waiting, until that is said
-MAX_LOSSES = 5  # workers that one task may lose without a segment done between, before the run stops
-MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready
-
-
-class _LostError(Exception):
-    """An actor is gone, or (``alive``) something that it needed."""
-
-    def __init__(self, text: str, alive: bool = False) -> None:
-        super().__init__(text)
-        self.alive = alive
-
-
-@dataclass
-class _Start:
-    """A worker that is not ready yet."""
-
-    worker: Any
-    placed: float | None = None  # since when it has had a place, on the monotonic clock
-
-
-@dataclass
-class _Assignment:
-    """A task that a worker has."""
-
-    worker: Any
-    task: Task
-    heard: float  # when there was news of it, on the monotonic clock
+POLL_SECONDS = 1.0  # time between polls of the learner while tasks run
+NOTICE_SECONDS = 60.0  # time without progress before a notice is printed
+MAX_LOSSES = 5  # workers that one task may lose within a segment, or learners in a row, before the run stops
+MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready, before the run stops
 
 
 class RayBackend:
-    """Joins or starts a cluster on entry; on exit stops its actors, and the cluster if it started one."""
+    """Implements ``Backend`` with Ray actors. Its ``with`` statement joins or starts a cluster, and at the end
+    stops the actors, and the cluster if it started one."""
 
     def __init__(self, config: Config) -> None:
-        if "://" not in config.run.dir:  # workers have another working directory
+        if "://" not in config.run.dir:  # workers have another current directory
             run = config.run.model_copy(update={"dir": str(Path(config.run.dir).resolve())})
             config = config.model_copy(update={"run": run})
         self._config = config
+        self._cost = process_of(config).seconds_per_step
         self._learner: Any = None
         self._workers: dict[Any, str | None] = {}  # worker → the node it is bound to, if any
-        self._starting: dict[Any, _Start] = {}  # what will be done once it is ready → which
+        self._starting: dict[Any, Start] = {}  # Ray's reference to ready() → the worker that starts
         self._idle: list[Any] = []
-        self._running: dict[Any, _Assignment] = {}  # what will be done → who does it
+        self._running: dict[Any, Assignment] = {}  # Ray's reference to run_task() → worker and task
         self._waiting: deque[Task] = deque()
-        self._given: dict[Place, Task] = {}
-        self._seen: dict[Place, int] = {}  # segments of a task that were reported
-        self._attempts: Counter[Place] = Counter()
-        self._errors: Counter[Place] = Counter()  # raised by a task itself
-        self._losses: Counter[Place] = Counter()  # of workers, since the task's last segment
-        self._failed_starts = 0  # of workers, in a row
-        self._late_starts = 0  # of them: too late
-        self._batch: list[Place] = []  # the tasks that the next meta-step averages: all their reports were seen
-        self._question: Any = None  # to the learner, under way
-        self._asked = self._spoke = 0.0  # when, on the monotonic clock, and when all was well or that was said
-        self._late_answers = 0  # of learners, in a row
-        self._told = 0  # workers for which there was no room when that was said last
+        self._work: dict[Place, Work] = {}
+        self._failed_starts = 0  # number of workers in a row that died before they were ready
+        self._late_starts = 0  # number of workers in a row that were stopped because they started too slowly
+        self._batch: list[Place] = []  # the tasks that the next meta-step averages; all their reports were seen
+        self._question: Any = None  # Ray's reference to a poll of the learner that is not answered yet
+        self._asked = self._spoke = 0.0  # monotonic times: of that poll; of the latest progress or notice
+        self._learner_code: Any = None  # Ray's reference to the learner's ready(), until it is checked
+        self._late_answers = self._lost_learners = self._lost_steps = 0  # numbers of learners in a row
+        self._told = 0  # number of workers without a place in the latest notice
 
     @property
     def num_workers(self) -> int:
-        return max(1, len(self._workers) - len(self._starting))  # of those that did the work one may be left, or none
+        return max(1, len(self._workers) - len(self._starting))  # after losses there may be none
 
     def __enter__(self) -> "RayBackend":
         try:
             join(self._config)
-            counted = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")  # on Ray's dashboard
+            counted = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")  # see docs/metrics.md
             self._metrics = {name: Metric(f"leap_rl_{name}", tag_keys=("run",)) for name in counted}
         except BaseException:
             ray.shutdown()
@@ -110,16 +85,18 @@ class RayBackend:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        ray.shutdown()
+        leave()
 
     def _count(self, **amounts: float) -> None:
         for name, amount in amounts.items():
             self._metrics[name].inc(amount, {"run": self._config.run.dir})
 
-    def run_tasks(self, tasks: Sequence[Task], checkpoint: Checkpoint) -> Iterator[TaskReport | Fault | Notice]:
-        self._checkpoint, self._version = checkpoint, ray.put(checkpoint.initialization)
-        self._waiting.extend(longest_first([task for task in tasks if task.place not in self._given]))
-        self._given = {task.place: task for task in tasks}
+    def run_tasks(
+        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector]
+    ) -> Iterator[TaskReport | Fault | Notice]:
+        self._given, self._make_collector = ray.put(given), collector
+        self._waiting.extend(longest_first([task for task in tasks if task.place not in self._work], self._cost))
+        self._work = {task.place: self._work.get(task.place, Work(task)) for task in tasks}
         if self._learner is None:
             self._start_learner()
         self._spoke = time.monotonic()
@@ -130,7 +107,7 @@ class RayBackend:
             yield from self._collect()
             try:
                 news = self._news()
-            except _LostError as error:
+            except LostError as error:
                 yield self._replace_learner(error)
                 continue
             if news:
@@ -144,54 +121,64 @@ class RayBackend:
                 yield from self._watch(news.places)
             yield from self._say_what_is_missing(news)
 
+    def _work_on(self, task: Task) -> Work:
+        return self._work.get(task.place, Work(task))  # a worker may still be at a task that nobody waits for
+
     def _hear(self, report: TaskReport) -> None:
-        place = report.task.place
-        self._seen[place] = report.sequence + 1
-        self._losses[place] = 0
+        work = self._work_on(report.task)
+        work.segments, work.losses = report.sequence + 1, 0
         sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
         self._count(increments=1, **sums)
         for assignment in self._running.values():
-            if assignment.task.place == place:
+            if assignment.task == report.task:
                 assignment.heard = time.monotonic()
 
     def meta_step(self) -> MetaStep | None:
         try:
             outcome: MetaStep = self._ask(self._learner.step.remote(self._batch))
-        except _LostError:
-            ray.kill(self._learner)  # it may hang, and step after all
+        except LostError as error:
+            self._lost_steps += 1
+            if self._lost_steps == MAX_LOSSES:
+                raise LeapRLError(
+                    f"{MAX_LOSSES} Leap learners in a row died at one step; the last one "
+                    f"{explained(error, self._learner)}"
+                ) from error
+            ray.kill(self._learner)  # it may only be stuck, and step later
             return None
+        self._lost_steps = 0
         self._count(meta_steps=1)
         return outcome
 
     # -------------------------------------------------------------------------------------- workers
 
     def _hire(self) -> None:
-        """Asks for the workers that are missing. Ray places them when a node has room: nodes may join later."""
+        """Creates the actors of missing workers, but not more than there are tasks. Ray places them as soon as a node
+        has room; nodes may join later."""
         workers = self._config.workers
         if workers.per_node is None:
             wanted: list[str | None] = [None] * workers.count
         else:
             nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and fits(node, self._config)]
-            wanted = [node for node in nodes for _ in range(workers.per_node)]
-        missing = Counter(wanted) - Counter(self._workers.values())
+            wanted = [node for _ in range(workers.per_node) for node in nodes]
+        missing = Counter(wanted[: len(self._work)]) - Counter(self._workers.values())
         for node in missing.elements():
             options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
             if node:
                 options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
             worker = ray.remote(Worker).options(**options).remote(self._config)
             self._workers[worker] = node
-            self._starting[worker.ready.remote()] = _Start(worker)
+            self._starting[worker.ready.remote()] = Start(worker)
 
     def _assign(self) -> None:
         while self._waiting and self._idle:
             worker, task = self._idle.pop(), self._waiting.popleft()
-            attempt = self._attempts[task.place]
-            self._attempts[task.place] += 1
-            done = worker.run_task.remote(task, self._checkpoint.meta_step, self._version, attempt, self._learner)
-            self._running[done] = _Assignment(worker, task, time.monotonic())
+            work = self._work_on(task)
+            done = worker.run_task.remote(task, self._given, work.attempts, self._learner)
+            work.attempts += 1
+            self._running[done] = Assignment(worker, task, time.monotonic())
 
     def _collect(self) -> Iterator[Fault]:
-        """Waits for workers that are ready, done or lost."""
+        """Waits a moment for workers that are ready, done or lost, and deals with them."""
         pending = [*self._running, *self._starting]
         ready, _ = ray.wait(pending, timeout=POLL_SECONDS) if pending else ([], [])
         if not self._workers:
@@ -205,64 +192,69 @@ class RayBackend:
     def _collect_start(self, done: Any) -> None:
         worker = self._starting.pop(done).worker
         try:
-            self._ask(done)
-        except _LostError as error:
+            check_code(self._ask(done))
+        except RayTaskError:
+            check_nodes()
+            raise
+        except LostError as error:
             del self._workers[worker]
             self._failed_starts += 1
+            if self._failed_starts == 1:
+                check_nodes()
             if self._failed_starts == MAX_FAILED_STARTS:
-                raise LeapRLError(f"{MAX_FAILED_STARTS} workers in a row died at their start: {error}") from error
+                reason = explained(error, worker)
+                raise LeapRLError(
+                    f"{MAX_FAILED_STARTS} workers in a row died at their start; the last one {reason}"
+                ) from error
         else:
             self._failed_starts = self._late_starts = 0
             self._idle.append(worker)
 
     def _collect_task(self, done: Any) -> Iterator[Fault]:
         assignment = self._running.pop(done)
-        worker, task = assignment.worker, assignment.task
+        worker, task, work = assignment.worker, assignment.task, self._work_on(assignment.task)
         try:
             self._ask(done)
         except TaskError as error:
             self._idle.append(worker)
-            self._errors[task.place] += 1
-            if self._errors[task.place] < MAX_ERRORS:
+            work.errors += 1
+            again, fault = after_error(task, error, work.errors)
+            if again:
                 self._waiting.appendleft(task)
-                yield Fault(task, f"{error}; tried again, since the machine may be at fault")
             else:
                 self._learner.drop.remote(task, str(error))
-                yield Fault(task, f"{error}; left out of the meta-batch")
-        except _LostError as error:
+            yield fault
+        except LostError as error:
             self._waiting.appendleft(task)
             if error.alive:
                 self._idle.append(worker)
                 return
-            ray.kill(worker)  # it may live on an isolated node
+            ray.kill(worker)  # it may still live on an isolated node
             del self._workers[worker]
             self._count(restarts=1)
-            self._starting |= {idle.ready.remote(): _Start(idle) for idle in self._idle}  # are they on the same node?
+            self._starting |= {idle.ready.remote(): Start(idle) for idle in self._idle}  # may be lost with it
             self._idle = []
-            self._losses[task.place] += 1
-            if self._losses[task.place] == MAX_LOSSES:
+            work.losses += 1
+            if work.losses == MAX_LOSSES:
                 raise LeapRLError(
-                    f"{task}: {MAX_LOSSES} workers died in segment {self._segment(task)} of it"
+                    f"{task}: {MAX_LOSSES} workers died in segment {work.segments + 1} of it; the last one "
+                    f"{explained(error, worker)}"
                 ) from error
-            yield Fault(task, f"{task}: its worker was lost in segment {self._segment(task)}; another takes it up")
+            yield Fault(task, f"{task}: its worker was lost in segment {work.segments + 1}; another takes it up")
         else:
             self._idle.append(worker)
 
     def _take_up_again(self, done: set[Place]) -> None:
-        """Tasks that nobody has and that the learner does not have whole: it was lost after they ended, or it
-        refused the worker. They bring along what is saved of them."""
+        """Queues the tasks that no worker has and that are not ``done`` for the learner, because it was lost after they
+        ended or has refused their worker. They continue from what is saved of them."""
         held = done | {assignment.task.place for assignment in self._running.values()}
         held |= {task.place for task in self._waiting}
-        self._waiting.extend(longest_first([task for place, task in self._given.items() if place not in held]))
-
-    def _segment(self, task: Task) -> int:
-        return self._seen.get(task.place, 0) + 1
+        left = [work.task for place, work in self._work.items() if place not in held]
+        self._waiting.extend(longest_first(left, self._cost))
 
     def _watch(self, places: dict[str, str]) -> Iterator[Fault]:
-        """Stops workers of which nothing has been heard for too long: at a task, or since they had a place to start.
-
-        Those that only start slowly must not be stopped for ever: each that is late gives the next twice the time.
-        """
+        """Stops workers that have sent nothing for too long, or that start too slowly although a node has room. Each
+        such start gives the next one twice the time, so that slow starts succeed in the end."""
         now, limit = time.monotonic(), self._config.faults.segment_timeout
         for assignment in self._running.values():
             if now - assignment.heard > limit:
@@ -284,7 +276,7 @@ class RayBackend:
                 yield Fault(next_task, f"{next_task}: {text}" if next_task else text)
 
     def _say_what_is_missing(self, news: News | None) -> Iterator[Notice]:
-        """Once a minute while nothing goes on. Where workers are missing and others work, once."""
+        """Yields a notice each minute without progress; only one if workers are missing while others work."""
         now = time.monotonic()
         missing = sum(start.placed is None for start in self._starting.values()) or int(not self._workers)
         if news and not missing:
@@ -302,51 +294,74 @@ class RayBackend:
     # ------------------------------------------------------------------------------------- the learner
 
     def _start_learner(self) -> None:
-        """Starts it on the driver's node, and nowhere else: they die together anyway. (By a resource that each
-        node has: Ray places an actor that needs none at random, even with a soft affinity.)"""
+        """Starts the learner on the driver's node, since it is of no use without the driver. A resource that each node
+        has pins it there: Ray places actors without resources at random, even with a soft affinity."""
         address = own_node()["NodeManagerAddress"]
         learner = ray.remote(Learner).options(num_cpus=0, resources={f"node:{address}": 0.001})
-        self._learner = learner.remote(self._config, self._checkpoint)
+        self._learner = learner.remote(self._make_collector)
+        self._learner_code = self._learner.ready.remote()
 
     def _news(self) -> News | None:
-        """What the learner has to say; None where it has not answered yet, as while it starts. Raises _LostError where
-        it is gone or too late: then the next one is given twice the time, since it may only be slow to start."""
+        """Returns the learner's news, or None if it has not answered yet, for example because it is starting.
+
+        Raises LostError if it is gone or too late; then the next one gets twice the time, since it may only start
+        slowly.
+        """
         if self._question is None:
             starting = [start.worker._actor_id.hex() for start in self._starting.values()]
-            self._question, self._asked = self._learner.poll.remote(self._seen, starting), time.monotonic()
+            seen = {place: work.segments for place, work in self._work.items()}
+            self._question, self._asked = self._learner.poll.remote(seen, starting), time.monotonic()
         answered, _ = ray.wait([self._question], timeout=POLL_SECONDS)
         if answered:
+            if self._learner_code is not None:
+                self._check_learner()
             news: News = self._ask(self._question)
-            self._question, self._late_answers = None, 0
+            self._question, self._late_answers, self._lost_learners = None, 0, 0
             return news
         limit = self._config.faults.segment_timeout * 2**self._late_answers
         if time.monotonic() - self._asked > limit:
             self._late_answers += 1
-            raise _LostError(f"no answer in {limit:g} s")
-        for assignment in self._running.values():  # it is not their fault that nothing is heard of them
+            raise LostError(f"no answer in {limit:g} s")
+        for assignment in self._running.values():  # without the learner's news, workers must not count as silent
             assignment.heard = time.monotonic()
         return None
 
-    def _replace_learner(self, error: _LostError) -> Fault:
-        """Starts a learner at the last checkpoint. Tasks that run fail at their next increment and come back."""
-        ray.kill(self._learner)  # it may hang
+    def _check_learner(self) -> None:
+        """Raises BadInputError if the learner runs another leap_rl, and LostError if it is gone."""
+        try:
+            check_code(self._ask(self._learner_code))
+            self._learner_code = None
+        except (LostError, RayTaskError):
+            check_nodes()
+            raise
+
+    def _replace_learner(self, error: LostError) -> Fault:
+        """Starts a learner at the last checkpoint. Running tasks fail at their next increment, and are queued again."""
+        if not self._late_answers:
+            self._lost_learners += 1
+        if self._lost_learners == MAX_LOSSES:
+            raise LeapRLError(
+                f"{MAX_LOSSES} Leap learners in a row died before they answered; the last one "
+                f"{explained(error, self._learner)}"
+            ) from error
+        ray.kill(self._learner)  # it may only be stuck
         self._question = None
         self._start_learner()
         self._count(restarts=1)
         reason = str(error).partition("\n")[0].rstrip(".")
-        return Fault(None, f"the Leap learner was lost ({reason}); the next one is given what is saved of each task")
+        return Fault(None, f"the Leap learner was lost ({reason}); a new one continues from what is saved of each task")
 
     def _ask(self, reference: Any) -> Any:
-        """What an actor answers. Our own errors as they were raised there; _LostError where it is gone."""
+        """Returns an actor's answer. Raises our own errors as they were raised there, and LostError if it is gone."""
         try:
             return ray.get(reference, timeout=self._config.faults.segment_timeout)
         except RayTaskError as error:
             if isinstance(error.cause, LeapRLError):
                 raise error.cause from None
-            if isinstance(error.cause, RayError):  # it lives, and lost the learner, or an object on its way
-                raise _LostError(str(error.cause), alive=True) from error
+            if isinstance(error.cause, RayError):  # the actor is alive, but the learner or an object was lost
+                raise LostError(str(error.cause), alive=True) from error
             raise
         except GetTimeoutError as error:
-            raise _LostError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
+            raise LostError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
         except (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError) as error:
-            raise _LostError(str(error)) from error
+            raise LostError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Does an initialization help? Training from it beside training from a random one, on games it has not seen.
+"""Evaluates initializations: trains from them, and from a random one, on games that meta-training has not seen.
 
 plan → tasks (arm × game × seed) → the same backends as meta-training → results → report
 """

@@ -1,76 +1,71 @@
-"""What an evaluation trains: every arm on every game from every seed, the arms differing in where they start.
+"""Plans what an evaluation trains: every arm on every game with every seed. The arms differ in where they start.
 
-A game is whatever the process has as a task: an alphabet, of classification.
+A "game" here is any task of the process, such as an alphabet of classification.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leap_rl.config import FREE_ON_RESUME, Config, MetaConfig, apply_overrides, flatten, parse_config
-from leap_rl.processes import initial_parameters, resolve
-from leap_rl.rules import without_heads
-from leap_rl.run import CONFIG, INITIALIZATION, RunDirectory, fingerprint, read_config, read_initialization
+from leap_rl.config import FREE_ON_RESUME, Config, PathConfig, flatten
+from leap_rl.config_files import parse_config
+from leap_rl.evaluation.arms import RANDOM_ARM, Arm, add_arms, parse_arms
+from leap_rl.meta.rules import HEADS, without_heads
+from leap_rl.pools import expand_all
+from leap_rl.processes import PROCESSES, initial_parameters, parse_tasks, process_of, process_type, resolve
+from leap_rl.processes.registry import give
+from leap_rl.runs.run_files import CONFIG, fingerprint
+from leap_rl.runs.sources import folder_of, read_source
 from leap_rl.seeding import Purpose, derive_seed
-from leap_rl.storage import LocalStorage, Storage, open_storage
-from leap_rl.streaming import RANDOM_ARM
-from leap_rl.tasks import held_out_tasks, parse_task, training_tasks
-from leap_rl.types import BadInputError, Task, Tensors
+from leap_rl.types import BadInputError, Start, Task, Tensors
 
-SEGMENTS = 50  # points a learning curve has, at least
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Where the tasks of one arm start."""
-
-    name: str
-    source: str  # as it was given
-    fingerprint: str  # of the initialization; empty for the random arm
-    meta_steps: int | None = None  # of its meta-training, as the file says
-    trained_on: tuple[str, ...] = ()  # games of its meta-training, where they are known
-    trained_with: tuple[str, ...] = ()  # "key = value" of what its tasks had otherwise than those of the evaluation
-    initialization: Tensors = field(default_factory=dict, compare=False)  # empty for the random arm
-    first: Tensors = field(default_factory=dict, compare=False)  # before its meta-training, where that is known
-
-    def describe(self) -> dict[str, Any]:
-        """As evaluation.json has it."""
-        return {"name": self.name, "source": self.source, "fingerprint": self.fingerprint,
-                "meta_steps": self.meta_steps, "trained_on": list(self.trained_on),
-                "trained_with": list(self.trained_with)}  # fmt: skip
+SEGMENTS = 50  # the least number of points of a learning curve
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``config`` is that of every task; ``config.run.dir`` is the evaluation's directory."""
+    """Says what an evaluation trains. All tasks have the same ``config``; ``config.run.dir`` is the evaluation's
+    directory."""
 
     config: Config
     arms: tuple[Arm, ...]  # the random one first
     games: tuple[str, ...]
     num_seeds: int
+    ignored: tuple[str, ...] = ()  # lines about keys of the runs' files that are not taken over
 
     def tasks(self) -> list[Task]:
-        """Seed by seed, so that what is done first is a whole evaluation of fewer seeds.
+        """Returns all tasks, seed by seed, so that an unfinished evaluation is a whole one with fewer seeds.
 
-        The seed of a task depends on its game and the number of its seed alone: heads, actions and environments
-        draw the same in every arm, and whatever else is evaluated.
+        The random streams of a task depend only on its game and its seed's number, so heads, actions and environments
+        are the same in every arm, whatever else is evaluated. The ceiling's tasks continue from the random arm's.
         """
-        starts = [(game, arm.name) for game in self.games for arm in self.arms]
-        return [
-            Task(seed, slot, game, derive_seed(0, Purpose.EVALUATION, seed, *game.encode()), arm)
-            for seed in range(self.num_seeds)
-            for slot, (game, arm) in enumerate(starts)
-        ]
+        tasks: list[Task] = []
+        for number, (row, game) in itertools.product(range(self.num_seeds), enumerate(self.games)):
+            seed, slot = derive_seed(0, Purpose.EVALUATION, number, *game.encode()), row * len(self.arms)
+            drawn = Start(RANDOM_ARM, share=0.0)
+            random = Task(number, slot, game, seed, drawn, zero_shot=True, keeps_weights=True)
+            tasks.append(random)
+            for arm in self.arms[1:]:
+                slot += 1
+                start = Start(arm.name, arm.share, after=random if arm.name == self.ceiling else None)
+                tasks.append(Task(number, slot, game, seed, start, arm.frozen, zero_shot=True))
+        return tasks
 
-    def initializations(self) -> Tensors:
-        """Of all arms in one mapping: "arm/parameter" → tensor."""
-        return {f"{arm.name}/{name}": value for arm in self.arms for name, value in arm.initialization.items()}
+    @property
+    def ceiling(self) -> str | None:
+        """Returns the name of the ceiling's arm, if there is one."""
+        return next((arm.name for arm in self.arms[1:] if not arm.initialization), None)
+
+    def initializations(self) -> dict[str, Tensors]:
+        """Returns the initializations by their arms' names."""
+        return {arm.name: arm.initialization for arm in self.arms if arm.initialization}
 
     def describe(self) -> dict[str, Any]:
-        """What evaluation.json holds, and what must be the same when an evaluation is continued."""
+        """Returns the content of evaluation.json, which must be the same when an evaluation is continued."""
         arms = [arm.describe() for arm in self.arms]
         return {"format": "leap_rl evaluation", "process": self.config.process, "arms": arms,
                 "games": list(self.games), "num_seeds": self.num_seeds}  # fmt: skip
@@ -83,105 +78,89 @@ def make_plan(
     num_seeds: int,
     agent_steps: int | None,
     out: str | None,
+    extra_arms: str | None = None,
 ) -> Plan:
-    """``sources``: run directories, or initialization files. The first that has a configuration gives it to all
-    tasks. Raises BadInputError, and writes nothing."""
+    """Returns the plan for ``sources``, which are run directories or initialization files. The first that has a
+    configuration provides it for all tasks. ``extra_arms`` is the value of ``--arms``. Raises BadInputError. Writes
+    nothing."""
     if num_seeds < 1:
         raise BadInputError(f"--seeds {num_seeds}: must be at least 1")
+    paths = [key for name in PROCESSES for key in process_type(name).path_keys]
     for override in overrides:
         key = override.partition("=")[0]
+        if key in ("meta.parameters", "process", *paths):
+            continue  # the encoder alone; code to import; where this machine has files
         if (key not in FREE_ON_RESUME and key.partition(".")[0] not in FREE_ON_RESUME) or key.startswith("run."):
             raise BadInputError(
                 f"override {override!r}: an evaluation trains as the run did; allowed are keys that say where it "
-                f"runs: {', '.join(key for key in FREE_ON_RESUME if not key.startswith('run.'))}"
+                f"runs: {', '.join(key for key in (*FREE_ON_RESUME, *paths) if not key.startswith('run.'))}, and "
+                "meta.parameters"
             )
-    read = [
-        (without_heads(tensors), meta_steps, theirs)
-        for tensors, meta_steps, theirs in (_read(source, overrides) for source in sources)
-    ]
-    base = next((config for _, _, config in read if config is not None), None)
+    give(overrides)
+    read = [read_source(source) for source in sources]
+    here = [found.for_this_machine(overrides) for found in read]
+    base = next((config for config, _ in here if config is not None), None)
     if base is None:
         raise BadInputError(
-            f"{sources[0]}: has no {CONFIG} beside it, which would say how to train; name its run directory, or "
-            "another run as well"
+            f"{sources[0]}: there is no {CONFIG} beside it that says how to train; name its run directory, or another "
+            "run as well"
         )
-    for source, (_, _, theirs) in zip(sources, read, strict=True):
+    for source, (theirs, _) in zip(sources, here, strict=True):
         if theirs is not None and theirs.process != base.process:
-            raise BadInputError(f"{source}: process = {theirs.process}, where that of the others is {base.process}")
+            raise BadInputError(f"{source}: process = {theirs.process}, but the others have process = {base.process}")
+    extra = parse_arms(extra_arms, base.process)
     base = resolve(base)
     chosen = _games(games, base)
-    config = _evaluation_config(base, chosen, agent_steps, out or f"{_folder(sources[0])}-evaluation")
+    config = _evaluation_config(base, chosen, agent_steps, out or f"{folder_of(sources[0])}-evaluation")
     needed = initial_parameters(config, 0)
+    part = without_heads if config.meta.parameters == "encoder" else dict
     arms = [Arm(RANDOM_ARM, "drawn from each task's seed", "")]
-    for source, (tensors, meta_steps, theirs) in zip(sources, read, strict=True):
-        _check_fits(source, tensors, needed, config)
-        arm = Arm(_name(source, [arm.name for arm in arms]), source, fingerprint(tensors), meta_steps)
+    for source, found, (theirs, _) in zip(sources, read, here, strict=True):
+        tensors = part(found.tensors)
+        fresh_heads = _check_fits(source, tensors, needed, config)
+        name = _name(source, [arm.name for arm in arms])
+        arm = Arm(name, source, fingerprint(tensors), found.meta_step, fresh_heads=fresh_heads)
         if theirs is not None:
-            first = without_heads(initial_parameters(theirs, derive_seed(theirs.run.seed, Purpose.INITIALIZATION)))
+            first = part(initial_parameters(theirs, derive_seed(theirs.run.seed, Purpose.INITIALIZATION)))
             arm = replace(
-                arm, trained_on=tuple(training_tasks(theirs)), trained_with=_otherwise(theirs, config), first=first
+                arm,
+                trained_on=tuple(process_of(theirs).parts(theirs).training),
+                trained_with=_otherwise(theirs, config),
+                first=first,
             )
         arms.append(replace(arm, initialization=tensors))
-    return Plan(config, tuple(arms), tuple(chosen), num_seeds)
-
-
-def _read(source: str, overrides: Sequence[str]) -> tuple[Tensors, int, Config | None]:
-    """An initialization, its meta-steps, and the configuration of its run, if there is one beside it."""
-    path = Path(source)
-    if path.is_file():
-        tensors, metadata = read_initialization(path)
-        beside = LocalStorage(str(path.parent))
-        known = CONFIG in beside.names()
-        return tensors, int(metadata["meta_step"]), _read_config(beside, overrides) if known else None
-    if "://" not in source and not path.exists():
-        raise BadInputError(f"{source}: does not exist; it must be a run directory or an initialization file")
-    storage = open_storage(source)
-    if CONFIG not in storage.names():
-        raise BadInputError(f"{source}: not a run directory: it has no {CONFIG}")
-    config = _read_config(storage, overrides)
-    tensors, metadata = RunDirectory(config, storage).published()
-    if not tensors:
-        raise BadInputError(f"{source}: has no {INITIALIZATION} yet")
-    return tensors, int(metadata["meta_step"]), config
-
-
-def _read_config(storage: Storage, overrides: Sequence[str]) -> Config:
-    tree = read_config(storage).model_dump()
-    apply_overrides(tree, overrides)
-    return parse_config(tree)
+    for arm in add_arms(arms, extra):
+        arms.append(replace(arm, name=_free(arm.name, [other.name for other in arms])))
+    return Plan(config, tuple(arms), tuple(chosen), num_seeds, tuple(line for _, line in here if line))
 
 
 def _otherwise(theirs: Config, ours: Config) -> tuple[str, ...]:
-    """What the tasks of a run's meta-training had otherwise than those of the evaluation."""
-    keys = {"agent", "env", "classifier", "rllib", "precision"}
+    """Returns the keys of a run's meta-training that differ from those of the evaluation, as "key = value"."""
+    keys = set(process_of(ours).training_keys)
     wanted = dict(flatten(ours.model_dump(include=keys)))
     return tuple(f"{key} = {value}" for key, value in flatten(theirs.model_dump(include=keys)) if wanted[key] != value)
 
 
 def _games(games: Sequence[str] | None, base: Config) -> list[str]:
     if games is None:
-        held_out = held_out_tasks(base)
+        held_out = process_of(base).parts(base).held_out
         if not held_out:
             raise BadInputError("tasks.held_out of the run is empty; name the games to evaluate with --games")
         return held_out
-    chosen = [parse_task(base, game) for game in games]
-    for game in chosen:
-        if chosen.count(game) > 1:
-            raise BadInputError(f"--games: {game} is named {chosen.count(game)} times; each may be named once")
-    return chosen
+    try:
+        return expand_all(games, lambda text: parse_tasks(base, text))
+    except BadInputError as error:
+        raise BadInputError(f"--games: {error}") from None
 
 
 def _evaluation_config(base: Config, games: Sequence[str], agent_steps: int | None, out: str) -> Config:
-    """The run's own, but for what belongs to meta-training: the path is measured in the same way for all arms."""
+    """Returns the run's configuration on these games. The path is measured in the same way whatever the rule was."""
     tree = base.model_dump()
-    meta = MetaConfig(steps=1, batch_size=1, lr=1.0, parameters=base.meta.parameters)
-    tree["meta"] = meta.model_dump()
-    if "tasks" in tree:
-        tree["tasks"] = {"games": list(games), "held_out": []}
+    tree["meta"] |= PathConfig(parameters=base.meta.parameters).model_dump()
+    process_of(base).evaluate_on(tree, games)
     tree["run"] |= {"dir": out, "seed": 0}
     tree["task"]["agent_steps"] = base.task.agent_steps if agent_steps is None else agent_steps
     tree["stream"] = {"segment_updates": base.stream.segment_updates, "compression": "none"}
-    tree["faults"]["min_tasks"] = 1
     try:
         num_updates = parse_config(tree).num_updates
     except BadInputError as error:
@@ -190,46 +169,56 @@ def _evaluation_config(base: Config, games: Sequence[str], agent_steps: int | No
     return resolve(parse_config(tree))
 
 
-def _check_fits(source: str, tensors: Tensors, needed: Tensors, config: Config) -> None:
+def _check_fits(source: str, tensors: Tensors, needed: Tensors, config: Config) -> tuple[str, ...]:
+    """Returns the games without heads in the initialization, which get fresh ones.
+
+    Raises BadInputError if the initialization does not fit the network in any other way.
+    """
+    lacking = tuple(sorted(_owners(needed) - _owners(tensors)))
     for name, value in sorted(needed.items()):
+        if _owner(name) in lacking:
+            continue
         if name not in tensors or tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-            found = _shape(tensors[name]) if name in tensors else "not in it"
-            env = config.env
-            decisive = (
-                f"classifier.filters = {config.classifier.filters}"
-                if config.process == "classification"
-                else f"env.color = {env.color}, env.frame_stack = {env.frame_stack}, "
-                f"env.screen_size = {env.screen_size}"
-            )
+            found = _shape(tensors[name]) if name in tensors else "missing"
+            values = dict(flatten(config.model_dump()))
+            decisive = ", ".join(f"{key} = {values[key]}" for key in process_of(config).shape_keys)
             raise BadInputError(
-                f"{source}: {name} is {found}; needed is {_shape(value)}, for the network of meta.parameters = "
+                f"{source}: {name} is {found}; it must be {_shape(value)}, for the network of meta.parameters = "
                 f"{config.meta.parameters}, {decisive}"
             )
         if not torch.isfinite(tensors[name]).all():
             raise BadInputError(f"{source}: {name} holds numbers that are not finite")
     for name in sorted(tensors):
-        if name not in needed:
+        if name not in needed and _owner(name) is None:
             raise BadInputError(
-                f"{source}: {name} is in it; the network of meta.parameters = {config.meta.parameters} has none"
+                f"{source}: {name} has no place in the network of meta.parameters = {config.meta.parameters}"
             )
+    return lacking
+
+
+def _owner(name: str) -> str | None:
+    """Returns the game or alphabet that a head belongs to: "heads/pong/value.bias" → "pong"; None for other names."""
+    return name.removeprefix(HEADS).partition("/")[0] if name.startswith(HEADS) else None
+
+
+def _owners(tensors: Tensors) -> set[str]:
+    return {owner for owner in map(_owner, tensors) if owner is not None}
 
 
 def _shape(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {'×'.join(map(str, value.shape))}"
 
 
-def _folder(source: str) -> str:
-    """The run's, or a file's name without its suffix."""
-    if not Path(source).is_file():
-        return source.rstrip("/")
-    path = Path(source)
-    return str(path.parent if path.name == INITIALIZATION else path.with_suffix(""))
-
-
 def _name(source: str, taken: Sequence[str]) -> str:
-    """The folder of a run or the stem of a file; numbered where an arm has that name already."""
-    folder = _folder(source)
+    """Returns the arm's name: a run's folder or a file's stem, with a number if another arm has that name already."""
+    folder = folder_of(source)
     plain = folder.rpartition("/")[2] if "://" in folder else Path(folder).resolve().name
+    plain = plain.encode(errors="replace").decode()  # a path may contain bytes that are not text
+    return _free(plain, taken)
+
+
+def _free(plain: str, taken: Sequence[str]) -> str:
+    """Returns the name, with a number if another arm has it already."""
     name, number = plain, 1
     while name in taken:
         number += 1
@@ -238,7 +227,7 @@ def _name(source: str, taken: Sequence[str]) -> str:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What two descriptions of a plan differ in, as "key (… there, … here)"."""
+    """Returns the differences between two descriptions of a plan, as "key (… there, … here)"."""
     found = []
     for key in ("games", "num_seeds"):
         if before.get(key) != after[key]:

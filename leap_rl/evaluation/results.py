@@ -1,7 +1,7 @@
-"""What the tasks of an evaluation came to: learning curves, and probes that need no more training.
+"""Writes and reads the results of an evaluation: learning curves, and probes that need no further training.
 
-``curves.csv`` and ``probes.json`` hold it, and are written from the finished tasks alone: the same tasks give the
-same bytes. The report reads nothing else.
+They are in ``curves.csv`` and ``probes.json``, and depend only on the finished tasks: the same tasks give the same
+bytes. Besides evaluation.json, the report reads nothing else.
 """
 
 import csv
@@ -9,67 +9,71 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leap_rl.evaluation.files import Probes, check_curve
 from leap_rl.evaluation.plan import Plan
-from leap_rl.ledger import Ledger
-from leap_rl.measures import MEASURES, Measures
-from leap_rl.probes import cosines, drift_by_layer
-from leap_rl.storage import Storage
-from leap_rl.streaming import RANDOM_ARM
-from leap_rl.task_store import TaskStore
+from leap_rl.files.schemas import parse_json
+from leap_rl.files.storage import Storage
+from leap_rl.measures import Measures
+from leap_rl.meta.ledger import Ledger
+from leap_rl.meta.probes import cosines, drift_by_layer
+from leap_rl.processes import process_of
+from leap_rl.runs.task_store import TaskStore
 from leap_rl.types import BadInputError
 
 CURVES, PROBES = "curves.csv", "probes.json"
-WINDOW = 0.1  # of a task: what the final score and the smoothed curve are means over
+WINDOW = 0.1  # share of a task over which the final score and the smoothed curve are means
 
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One task: a number for each of its S segments. ``returns`` (of classification: accuracies) is NaN where nothing
-    was scored, no episode ended in the segment."""
+    """Holds the learning curve of one task: a number for each of its S segments.
+
+    In classification the returns are accuracies, and the episodes are images.
+    """
 
     arm: str
     game: str
     seed: int
-    agent_steps: Numbers  # [S] of the task so far
-    frames: Numbers  # [S] of the task so far
-    episodes: Numbers  # [S] that ended in the segment; of classification, images
-    returns: Numbers  # [S] their mean raw return; the share that was classified correctly
-    path_length: Numbers  # [S] of the task so far, parameters and loss (paper's measure), as the energy
+    agent_steps: Numbers  # [S] total of the task so far
+    frames: Numbers  # [S] total of the task so far
+    episodes: Numbers  # [S] number of episodes that ended in the segment
+    returns: Numbers  # [S] their mean raw return; NaN if none ended
+    path_length: Numbers  # [S] total of the task so far, through parameters and loss as in the paper; so is the energy
     energy: Numbers
     moves: Numbers
     loss_rises: Numbers
-    held_out: Numbers = field(
-        default_factory=lambda: np.array([math.nan])
-    )  # [S] score on data held out from the task; NaN before its end
+    # [S] score on data that the task holds out; NaN before the task's end
+    held_out: Numbers = field(default_factory=lambda: np.array([math.nan]))
+    zero_shot: float = math.nan  # mean return of the episodes played before any update
 
     @property
     def _window(self) -> int:
         return max(1, round(WINDOW * len(self.returns)))
 
     def _mean_return(self, start: int, end: int) -> float:
-        """Over the episodes that ended in the segments from ``start`` up to ``end``; NaN where none did."""
+        """Returns the mean over the episodes that ended in the segments [``start``, ``end``); NaN if none did."""
         episodes = self.episodes[start:end]
         total = float(np.nansum(self.returns[start:end] * episodes))
         return total / float(episodes.sum()) if episodes.any() else float("nan")
 
     @property
     def final_score(self) -> float:
-        """On held-out data, or, where there is none, :attr:`last_score`."""
+        """Returns the score on held-out data, or the :attr:`last_score` if there is none."""
         held_out = float(self.held_out[-1])
         return self.last_score if math.isnan(held_out) else held_out
 
     @property
     def last_score(self) -> float:
-        """Mean return over the last tenth of the task; further back where no episode ended there."""
+        """Returns the mean return over the last tenth of the task, or a longer part if no episode ended in that."""
         ended = np.flatnonzero(self.episodes)
         if not len(ended):
             return float("nan")
@@ -77,22 +81,22 @@ class Curve:
 
     @property
     def first_score(self) -> float:
-        """Mean return over the first tenth of the task; further on where no episode ended there."""
+        """Returns the mean return over the first tenth of the task, or a longer part if no episode ended in that."""
         ended = np.flatnonzero(self.episodes)
         if not len(ended):
             return float("nan")
         return self._mean_return(0, max(self._window, int(ended[0]) + 1))
 
     def smoothed(self) -> Numbers:
-        """[S] mean return over the tenth of the task that ends with each segment; NaN before the first episode;
-        where none ended in the window, the value before."""
+        """Returns for each segment the mean return over the tenth of the task that ends with it, [S]. If no episode
+        ended in a window the value before is repeated; before the first episode it is NaN."""
         values = np.array([self._mean_return(max(0, i + 1 - self._window), i + 1) for i in range(len(self.returns))])
         return _carried_on(values)
 
     @property
     def area(self) -> float:
-        """Area under the learning curve, divided by its length: the mean over agent steps of the return, from the
-        first segment in which an episode ended."""
+        """Returns the area under the learning curve divided by its length, which is the mean return over agent steps,
+        from the first segment in which an episode ended."""
         steps = np.diff(self.agent_steps, prepend=0.0)
         returns = _carried_on(self.returns)
         known = ~np.isnan(returns)
@@ -100,7 +104,7 @@ class Curve:
 
 
 def _carried_on(values: Numbers) -> Numbers:
-    """Gaps (NaN) take the value before them; those at the start stay."""
+    """Returns values with each gap (NaN) filled by the value before it. Gaps at the start stay."""
     last = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))))
     carried: Numbers = np.where(last < 0, np.nan, values[last])
     return carried
@@ -115,12 +119,12 @@ def collect(plan: Plan, storage: Storage) -> None:
         saved = store.load(task)
         if saved and saved.ledger.done:
             ledgers.append(saved.ledger)
-    storage.write(CURVES, _curves_csv(ledgers, MEASURES[plan.config.process]).encode())
+    storage.write(CURVES, _curves_csv(ledgers, process_of(plan.config).measures).encode())
     storage.write(PROBES, (json.dumps(_probes(plan, ledgers), indent=1) + "\n").encode())
 
 
 def columns_of(measures: Measures) -> tuple[str, ...]:
-    """Of curves.csv."""
+    """Returns the columns of curves.csv."""
     held_out = (measures.held_out_score,) if measures.held_out_counts else ()
     further = ("entropy", "loss") if "entropy" in measures.means else ("loss",)
     paths = ("path_length", "energy", "moves", "loss_rises")
@@ -137,51 +141,75 @@ def _curves_csv(ledgers: Sequence[Ledger], measures: Measures) -> str:
         task = ledger.task
         for report in ledger.reports:
             segment, total = report.segment, report.statistics
-            row: dict[str, Any] = {
-                **segment, "arm": task.arm, "game": task.name, "seed": task.meta_step,
+            zero_shot = measures.zero_shot_score_of(segment)
+            if zero_shot is not None and measures.zero_shot_counts:  # a row at 0 agent steps
+                episodes = int(segment[measures.zero_shot_counts[1]])
+                row = {"arm": task.start.name, "game": task.name, "seed": task.round, "agent_steps": 0, "frames": 0,
+                       measures.counts[1]: episodes, measures.score: zero_shot, "path_length": 0.0, "energy": 0.0,
+                       "moves": 0, "loss_rises": 0}  # fmt: skip
+                writer.writerow(row)
+            row = {
+                **measures.shown(segment), "arm": task.start.name, "game": task.name, "seed": task.round,
                 "agent_steps": int(total["agent_steps"]), "frames": int(total["frames"]),
                 measures.counts[1]: int(segment[measures.counts[1]]), measures.score: measures.score_of(segment),
                 measures.held_out_score: measures.held_out_score_of(segment),
-                "path_length": report.path_length, "energy": report.energy, "moves": report.num_moves,
-                "loss_rises": report.num_rises,
+                "path_length": report.path.length, "energy": report.path.energy, "moves": report.path.moves,
+                "loss_rises": report.path.rises,
             }  # fmt: skip
             writer.writerow({column: "" if row[column] is None else row[column] for column in columns})
     return file.getvalue()
 
 
 def _probes(plan: Plan, ledgers: Sequence[Ledger]) -> dict[str, Any]:
-    """Cosines between the games' increments (rows and columns as ``games``; on the diagonal between seeds of one
-    game; null where there is no pair) and the drift of each initialization, by layer."""
+    """Returns the cosines between the games' increments and the drift of each initialization, by layer.
+
+    Rows and columns of a matrix are in the order of ``games``. The diagonal has cosines between seeds of one game, or
+    null if there is only one.
+    """
     matrices = {}
     for arm in plan.arms:
-        if arm.name == RANDOM_ARM:
-            continue  # its tasks start from different points
-        mine = [ledger for ledger in ledgers if ledger.task.arm == arm.name]
+        if not arm.has_one_start:
+            continue
+        mine = [ledger for ledger in ledgers if ledger.task.start.name == arm.name]
         matrices[arm.name] = cosines([ledger.task.name for ledger in mine], [ledger.total for ledger in mine])
     drift = {arm.name: drift_by_layer(arm.first, arm.initialization) for arm in plan.arms if arm.first}
     return {"cosines": matrices, "drift": drift}
 
 
 def read_curves(storage: Storage, measures: Measures) -> list[Curve]:
-    """The curves of an evaluation. Raises BadInputError where there are none, or the file is damaged."""
+    """Returns the curves of an evaluation. Raises BadInputError if there are none or the file is damaged."""
     try:
-        rows = list(csv.DictReader(io.StringIO(storage.read(CURVES).decode())))
-        tasks: dict[tuple[str, str, int], list[dict[str, str]]] = {}
-        for row in rows:
-            tasks.setdefault((row["arm"], row["game"], int(row["seed"])), []).append(row)
+        reader = csv.DictReader(io.StringIO(storage.read(CURVES).decode()))
         columns = ("agent_steps", "frames", measures.counts[1], measures.score, "path_length", "energy", "moves",
                    "loss_rises", *((measures.held_out_score,) if measures.held_out_counts else ()))  # fmt: skip
-        return [
-            Curve(
-                *key,
-                *(np.array([_number(row[column]) for row in task]) for column in columns),
-            )
-            for key, task in tasks.items()
-        ]
+        if lacking := {"arm", "game", "seed", *columns} - set(reader.fieldnames or ()):
+            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+        tasks: dict[tuple[str, str, int], list[dict[str, str]]] = {}
+        for row in reader:
+            tasks.setdefault((row["arm"], row["game"], int(row["seed"])), []).append(row)
+        return [_curve(key, task, columns, {measures.score, measures.held_out_score}) for key, task in tasks.items()]
     except FileNotFoundError:
         raise BadInputError(f"{storage.url}: has no {CURVES}; the same `leap-rl evaluate` command makes it") from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadInputError(f"{storage.url}/{CURVES}: cannot be read: {error}") from None
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise BadInputError(f"{storage.url}/{CURVES}: cannot be read: {' '.join(str(error).split())[:300]}") from None
+
+
+def _curve(
+    key: tuple[str, str, int], rows: Sequence[dict[str, str]], columns: Sequence[str], scores: set[str]
+) -> Curve:
+    """Returns the curve of one task from its rows, given the columns in the order of the fields of Curve.
+
+    A first row at 0 agent steps has the score before any update. Raises ValueError if the rows are not a learning
+    curve.
+    """
+    zero_shot = math.nan
+    if _number(rows[0]["agent_steps"]) == 0:
+        zero_shot, rows = _number(rows[0][columns[3]]), rows[1:]
+    if not rows or math.isinf(zero_shot):
+        raise ValueError("the row at 0 agent steps is the only one, or its score is not a number")
+    numbers = {column: np.array([_number(row[column]) for row in rows]) for column in columns}
+    check_curve(numbers, scores)
+    return replace(Curve(*key, *numbers.values()), zero_shot=zero_shot)  # type: ignore[arg-type]
 
 
 def _number(text: str) -> float:
@@ -189,9 +217,9 @@ def _number(text: str) -> float:
 
 
 def read_probes(storage: Storage) -> dict[str, Any]:
-    """The content of probes.json; empty where there is none."""
+    """Returns the content of probes.json; empty if there is none. Raises BadInputError if it is damaged."""
     try:
-        probes: dict[str, Any] = json.loads(storage.read(PROBES))
-    except (FileNotFoundError, ValueError):
+        data = storage.read(PROBES)
+    except FileNotFoundError:
         return {}
-    return probes
+    return parse_json(Probes, data, f"{storage.url}/{PROBES}").model_dump()

@@ -1,13 +1,13 @@
-"""Statistics of an evaluation: few seeds, several games, and no more certainty than they carry.
+"""Computes the statistics of an evaluation, with intervals that hold for few seeds and several games.
 
 Aggregates over games follow Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice" (their library is rliable): the interquartile mean, the probability of improvement, and bootstrap
 intervals stratified by game. Their percentile intervals are too narrow with few seeds, so the percentiles are
-moved outwards as Hesterberg 2015 does ("What Teachers Should Know About the Bootstrap", section 4.1, expanded
-percentiles): the more seeds there are, the closer the two. One game alone has too few seeds for a bootstrap
-and gets Student's t.
+moved outwards, as in Hesterberg 2015 ("What Teachers Should Know About the Bootstrap", section 4.1, expanded
+percentiles). The more seeds there are, the smaller the difference. A single game has too few seeds for a bootstrap; its
+intervals are Student's t.
 
-A matrix of scores is [seeds, games]. What is paired has the same seeds, in the same order.
+A matrix of scores is [seeds, games]. Paired matrices have the same seeds in the same order.
 """
 
 import math
@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-REPLICATES = 10_000  # of a bootstrap
-SEED = 20_190_501  # of every bootstrap: the same data give the same intervals
+REPLICATES = 10_000  # number of replicates of a bootstrap
+SEED = 20_190_501  # seed of every bootstrap, so that the same data give the same intervals
 
 Scores = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval; without one (None) where there is a single seed."""
+    """Holds a number and its 95 % interval, which is None for a single seed."""
 
     value: float
     low: float | None = None
@@ -34,14 +34,14 @@ class Estimate(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """+1 or −1 where the interval lies wholly above or below 0, else 0."""
+        """Returns +1 or −1 if the interval lies entirely above or below 0, else 0."""
         if self.low is None or self.high is None:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
 
 def mean_with_interval(values: Sequence[float] | Scores) -> Estimate:
-    """The mean over seeds with Student's t interval."""
+    """Returns the mean over seeds with Student's t interval."""
     scores = np.asarray(values, float)
     mean, count = float(scores.mean()), len(scores)
     if count < 2:
@@ -50,35 +50,48 @@ def mean_with_interval(values: Sequence[float] | Scores) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def is_above_zero(values: Sequence[float] | Scores) -> bool:
+    """Returns whether the mean over seeds is above 0 by a one-sided t test at 5 %. Fewer than three seeds are too few
+    for the test; for these it returns whether the mean is above 0 at all."""
+    scores = np.asarray(values, float)
+    mean, count = float(scores.mean()), len(scores)
+    if count < 3:
+        return mean > 0
+    return mean > t_quantile(CONFIDENCE, count - 1) * float(scores.std(ddof=1)) / math.sqrt(count)
+
+
 def paired_difference(ours: Sequence[float] | Scores, theirs: Sequence[float] | Scores) -> Estimate:
-    """The mean of ours − theirs, seed by seed, with Student's t interval."""
+    """Returns the mean of ours − theirs, seed by seed, with Student's t interval."""
     return mean_with_interval(np.asarray(ours, float) - np.asarray(theirs, float))
 
 
 def interquartile_mean(scores: Scores) -> float:
-    """The mean of what is left when the lowest and the highest quarter of all scores are cut off."""
-    return float(_trimmed_mean(scores.reshape(1, -1))[0])
+    """Returns the mean of all scores without the lowest and the highest quarter."""
+    return float(trimmed_mean(scores.reshape(1, -1))[0])
 
 
 def interquartile_mean_with_interval(scores: Scores) -> Estimate:
-    """:func:`interquartile_mean` over seeds and games, with a bootstrap interval stratified by game."""
-    return _bootstrap([scores], lambda draws: _trimmed_mean(draws[0].reshape(len(draws[0]), -1)))
+    """Returns the interquartile mean over seeds and games, with a bootstrap interval stratified by game."""
+    return _bootstrap([scores], lambda draws: trimmed_mean(draws[0].reshape(len(draws[0]), -1)))
 
 
 def paired_interquartile_mean_difference(ours: Scores, theirs: Scores) -> Estimate:
-    """The interquartile mean of ours minus that of theirs; the bootstrap draws seeds of both together."""
+    """Returns the interquartile mean of ours minus that of theirs. The bootstrap draws the seeds of both together."""
     both = np.stack([ours, theirs], axis=-1)
 
     def difference(draws: list[Scores]) -> Scores:
         flat = draws[0].reshape(len(draws[0]), -1, 2)
-        return _trimmed_mean(flat[..., 0]) - _trimmed_mean(flat[..., 1])
+        return trimmed_mean(flat[..., 0]) - trimmed_mean(flat[..., 1])
 
     return _bootstrap([both], difference)
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores) -> Estimate:
-    """How often a run of ours is better than one of theirs: P(ours > theirs) + P(equal) / 2 over all pairs of
-    seeds (Mann and Whitney's U), then the mean over games. 0.5 is no difference."""
+    """Returns the probability that a run of ours is better than one of theirs; 0.5 means no difference.
+
+    For a game it is P(ours > theirs) + P(equal) / 2 over all pairs of seeds (Mann and Whitney's U); over games, the
+    mean.
+    """
 
     def share(draws: list[Scores]) -> Scores:
         a, b = draws[0][:, :, None, :], draws[1][:, None, :, :]
@@ -91,22 +104,23 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> Estimate:
 
 
 def ratio_of_means(ours: Sequence[float] | Scores, theirs: Sequence[float] | Scores) -> float:
-    """Mean of ours / mean of theirs; NaN where that is 0."""
+    """Returns the mean of ours divided by the mean of theirs; NaN if the latter is 0."""
     below = float(np.mean(theirs))
     return float(np.mean(ours)) / below if below else math.nan
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Of Student's t distribution."""
+    """Returns a quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, probability))
 
 
 def _bootstrap(samples: Sequence[Scores], statistic: Callable[[list[Scores]], Scores]) -> Estimate:
-    """``samples``: each [seeds, games, …]. Seeds are drawn with replacement, in each game and sample for itself.
+    """Returns a statistic of ``samples``, each [seeds, games, …], with its bootstrap interval.
 
-    ``statistic`` maps draws, each [replicates, seeds, games, …], to [replicates].
+    Seeds are drawn with replacement, independently in each game and sample. ``statistic`` maps draws, each [replicates,
+    seeds, games, …], to [replicates].
     """
     value = float(statistic([sample[None] for sample in samples])[0])
     num_seeds, num_games = min(len(sample) for sample in samples), samples[0].shape[1]
@@ -117,25 +131,46 @@ def _bootstrap(samples: Sequence[Scores], statistic: Callable[[list[Scores]], Sc
     for sample in samples:
         chosen = rng.integers(len(sample), size=(REPLICATES, len(sample), num_games))
         draws.append(sample[chosen, np.arange(num_games)])
+    return percentile_interval(value, statistic(draws), num_seeds, num_games)
+
+
+def draw_weights(num_seeds: int, num_games: int) -> Scores:
+    """Returns the weight of each seed in each replicate of a bootstrap, [replicates, seeds, games].
+
+    Seeds are drawn with replacement, independently in each game. The weights of a replicate and game sum to 1, so that
+    ``weights @ values`` is a mean over seeds. For a single seed there is one replicate, which is the data.
+    """
+    if num_seeds < 2:
+        return np.ones((1, num_seeds, num_games))
+    chosen = np.random.default_rng(SEED).integers(num_seeds, size=(REPLICATES, num_seeds, num_games))
+    counts = [np.count_nonzero(chosen == seed, axis=1) for seed in range(num_seeds)]
+    weights: Scores = np.stack(counts, axis=1) / num_seeds
+    return weights
+
+
+def percentile_interval(value: float, replicates: Scores, num_seeds: int, num_games: int) -> Estimate:
+    """Returns ``value`` with the expanded percentiles of a bootstrap's replicates, or without an interval for one
+    seed."""
+    if num_seeds < 2:
+        return Estimate(value)
     tail = _expanded_tail(num_seeds, num_games)
-    low, high = np.quantile(statistic(draws), [tail, 1 - tail])
+    low, high = np.quantile(replicates, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
 
 
 def _expanded_tail(num_seeds: int, num_games: int) -> float:
-    """The percentile to take for the lower end of an interval; rliable's 0.025 for many seeds.
+    """Returns the percentile for the lower end of an interval. With many seeds it is rliable's 0.025.
 
-    A bootstrap with n draws has n/(n − 1) times too little variance, and its spread is estimated from
+    The variance of a bootstrap with n draws is too small by the factor (n − 1)/n, and its spread is estimated from
     games × (n − 1) degrees of freedom.
     """
     t = t_quantile((1 + CONFIDENCE) / 2, num_games * (num_seeds - 1))
     return NormalDist().cdf(-t * math.sqrt(num_seeds / (num_seeds - 1)))
 
 
-def _trimmed_mean(rows: Scores) -> Scores:
-    """[replicates, scores] → [replicates]: as scipy.stats.trim_mean(…, 0.25)."""
-    cut = rows.shape[1] // 4
-    if cut:
-        rows = np.partition(rows, (cut, rows.shape[1] - cut - 1), axis=1)[:, cut : rows.shape[1] - cut]
-    mean: Scores = rows.mean(axis=1)
+def trimmed_mean(rows: Scores) -> Scores:
+    """Returns the interquartile mean of each replicate: [replicates, scores] → [replicates]."""
+    from scipy.stats import trim_mean
+
+    mean: Scores = trim_mean(rows, 0.25, axis=1)
     return mean

@@ -1,25 +1,26 @@
-"""The curves of an evaluation as TensorBoard runs: one for each arm and game, a chart a game with all arms in it."""
+"""Writes an evaluation's curves as TensorBoard runs, one for each arm and game. All arms of a game share a chart."""
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from leap_rl.evaluation.analysis import Analysis, mean_curve
-from leap_rl.evaluation.figures import heat_maps
 from leap_rl.evaluation.results import Curve, Numbers
+from leap_rl.files.event_files import EventFile
+from leap_rl.runs.figures import heat_maps, render_png
 
 FOLDER = "tensorboard"
 
 
 def write_tensorboard(analysis: Analysis, probes: dict[str, object], directory: Path) -> None:
-    """Replaces what was there: means over seeds, against agent steps."""
+    """Replaces the event files in ``directory``: means over seeds, plotted against agent steps."""
     folder = directory / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     for (arm, game), curves in analysis.curves.items():
-        with SummaryWriter(str(folder / arm / game.replace(":", "_"))) as writer:
+        with closing(EventFile(folder / arm / game.replace(":", "_"))) as writer:
             measures: dict[str, Callable[[Curve], Numbers]] = {
                 analysis.measures.score_text: Curve.smoothed,
                 "path_length": lambda curve: curve.path_length,
@@ -32,7 +33,7 @@ def write_tensorboard(analysis: Analysis, probes: dict[str, object], directory: 
                         writer.add_scalar(f"{name}/{game}", value, int(step))
     matrices = probes.get("cosines")
     if isinstance(matrices, dict):
-        with SummaryWriter(str(folder / "probes")) as writer:
+        with closing(EventFile(folder / "probes")) as writer:
             for arm, entry in matrices.items():
                 if entry["games"]:
-                    writer.add_figure(f"increment_cosine/{arm}", heat_maps({arm: entry}))
+                    writer.add_png(f"increment_cosine/{arm}", render_png(heat_maps({arm: entry})))

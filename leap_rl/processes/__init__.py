@@ -1,74 +1,69 @@
-"""Learning processes: whatever walks a path on a task's loss surface. ``process`` of the configuration says which."""
+"""Learning processes: whatever walks a path on a task's loss surface. ``process`` of a configuration names one.
+
+A process is one record, a :class:`ProcessType`, in a folder of its own. ``registry.py`` finds it by its name, and
+imports it where it is asked for, so that nobody waits for the libraries of another one.
+"""
 
 from typing import Any
 
 from leap_rl.config import Config
-from leap_rl.types import LearningProcess, Task, Tensors
+from leap_rl.processes.process_type import ProcessType as ProcessType
+from leap_rl.processes.registry import PROCESSES as PROCESSES
+from leap_rl.processes.registry import process_type as process_type
+from leap_rl.types import BadInputError, LearningProcess, Parts, Task, Tensors
+
+
+def process_of(config: Config) -> ProcessType[Any]:
+    """Returns the record of the process that a configuration names."""
+    return process_type(config.process)
 
 
 def initial_parameters(config: Config, seed: int) -> Tensors:
-    """A fresh shared initialization for the configured process: name → float32 tensor."""
-    match config.process:
-        case "a2c":
-            from leap_rl.processes.a2c.network import initial_parameters as draw
-        case "classification":
-            from leap_rl.processes.classification.network import initial_parameters as draw
-        case "rllib":
-            from leap_rl.rllib.process import initial_parameters as draw
-    return draw(config, seed)
+    """Draws a fresh shared initialization for the configured process: name → float32 tensor."""
+    return process_of(config).initial_parameters(config, seed)
 
 
 def resolve(config: Config) -> Config:
-    """What is left to the machine, as what it means here, so that every worker computes the same: ``precision:
-    auto``, and which drawings there are. Raises BadInputError where there is not what the configuration needs."""
-    match config.process:
-        case "a2c" | "rllib":
-            from leap_rl.processes.a2c.network import resolve_precision
-
-            if config.process == "rllib":
-                _check_rllib(config)
-            return config.model_copy(update={"precision": resolve_precision(config.precision)})
-        case "classification":
-            from leap_rl.processes.classification.data import checked_family, split
-
-            split(config.alphabets)
-            checksum = checked_family(config.alphabets).checksum
-            alphabets = config.alphabets.model_copy(update={"checksum": checksum})
-            return config.model_copy(update={"precision": "fp32", "alphabets": alphabets})
+    """Fills in what the configuration leaves to this machine (``precision: auto``, which drawings there are), so that
+    all workers compute the same. Raises BadInputError where the configuration needs what is not here."""
+    if config.backend == "serial" or config.ray.address == "local":
+        check_device(config.device)
+    resolved: Config = process_of(config).resolve(config)
+    return resolved
 
 
-def _check_rllib(config: Config) -> None:
-    from leap_rl.backends import prepare_environment
+def check_device(device: str) -> None:
+    """Raises BadInputError where this machine has no such device, or cannot compute on it."""
+    if device == "cuda":
+        import torch
 
-    prepare_environment(config.ray.address)  # before RLlib imports Ray
-    from leap_rl.rllib.options import check
+        try:
+            torch.ones(1, device="cuda").add_(1).item()
+        except Exception as error:  # AssertionError, RuntimeError, …: as torch was built, and by driver and device
+            raise BadInputError(f"device = cuda: torch {torch.__version__} cannot use it here: {error}") from None
 
-    check(config)
+
+def parse_tasks(config: Config, text: str) -> list[str]:
+    """Returns the names of the tasks that a text stands for: a part of the run's own (``training``, ``validation``,
+    ``held_out``), a pattern, or a task by its name. Raises BadInputError where there are none."""
+    process = process_of(config)
+    if text not in Parts._fields:
+        return process.parse(config, text)
+    names: list[str] = getattr(process.parts(config), text)
+    if not names:
+        raise BadInputError(f"{text}: the run has no such tasks")
+    return list(names)
 
 
-def start_process(config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> LearningProcess:
-    """The configured process at the start of a task."""
-    process: LearningProcess = _process(config)(config, task, initialization, attempt)
+def start_process(config: Config, task: Task, initialization: Tensors) -> LearningProcess:
+    """Returns the configured process at the start of a task."""
+    process = process_of(config).build(config, task)
+    process.start(initialization)
     return process
 
 
-def continue_process(config: Config, task: Task, state: Tensors, attempt: int = 0) -> LearningProcess:
-    """The configured process where ``state()`` was taken, to the same bits."""
-    process: LearningProcess = _process(config).from_state(config, task, state, attempt)
+def continue_process(config: Config, task: Task, state: Tensors) -> LearningProcess:
+    """Returns the configured process where ``state()`` was taken, to the same bits."""
+    process = process_of(config).build(config, task)
+    process.load_state(state)
     return process
-
-
-def _process(config: Config) -> Any:
-    match config.process:
-        case "a2c":
-            from leap_rl.processes.a2c.process import A2CProcess
-
-            return A2CProcess
-        case "classification":
-            from leap_rl.processes.classification.process import ClassificationProcess
-
-            return ClassificationProcess
-        case "rllib":
-            from leap_rl.rllib.process import RLlibProcess
-
-            return RLlibProcess

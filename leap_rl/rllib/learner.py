@@ -87,7 +87,7 @@ def leap_learner(
             parameters = self.meta_learned()
             raw = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
             whole = [gradient for gradient in gradients.values() if gradient is not None]
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in whole]))
+            norm = nn.utils.get_total_norm(whole)
             with self.path_lock:
                 self.path.record(loss, parameters, raw)
                 self.num_steps += 1

@@ -4,7 +4,6 @@ RLlib's own ``RLModule.set_state`` loads what happens to fit and says nothing of
 loads nothing. Here every key is accounted for, and an encoder that does not fit is an error.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,20 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from pydantic import ConfigDict
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from torch import Tensor
 
-from leap_rl.export import ENCODER, RLLIB_MODEL_CONFIG
+from leap_rl.files.schemas import FileSchema, parse_json
+from leap_rl.files.storage import MAX_TEXT, read_file
+from leap_rl.files.tensor_files import load_tensors
 from leap_rl.rllib.learner import on_learners
 from leap_rl.rllib.quiet import quiet
-from leap_rl.tensor_files import load_tensors
+from leap_rl.rllib_encoder import ENCODER, RLLIB_MODEL_CONFIG
+from leap_rl.runs.run_files import check_parameters
 from leap_rl.types import BadInputError, Tensors
 
 
@@ -34,16 +37,24 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
 
 
+class _Description(FileSchema):
+    model_config = ConfigDict(extra="allow")
+    format: str
+
+
 def read_export(folder: str | Path) -> tuple[Tensors, dict[str, Any]]:
     """The tensors and the description. Raises BadInputError where it is no export for RLlib."""
+    where = f"{folder}/{ENCODER}"
     try:
-        tensors, _ = load_tensors((Path(folder) / ENCODER).read_bytes(), f"{folder}/{ENCODER}")
-        description = json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        tensors, _ = load_tensors(read_file(Path(folder) / ENCODER), where)
+        data = read_file(Path(folder) / "config.json", MAX_TEXT)
+    except OSError as error:
         raise BadInputError(f"{folder}: not an export: {error}") from None
-    if description.get("format") != "leap_rl encoder for rllib":
-        raise BadInputError(f"{folder}: is a {description.get('format')}; needed is one made with --to rllib")
-    return tensors, description
+    check_parameters(tensors, where)
+    description = parse_json(_Description, data, f"{folder}/config.json")
+    if description.format != "leap_rl encoder for rllib":
+        raise BadInputError(f"{folder}: is a {description.format[:80]}; needed is one made with --to rllib")
+    return tensors, description.model_dump()
 
 
 def load_encoder(target: Algorithm | RLModule, folder: str | Path) -> LoadReport:

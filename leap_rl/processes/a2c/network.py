@@ -4,16 +4,34 @@ The encoder is what Leap meta-learns in the paper's Atari experiment; the heads 
 """
 
 import math
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leap_rl.config import Config
-from leap_rl.rules import name_in_initialization
-from leap_rl.tasks import catalogue, parse_game
-from leap_rl.types import Task, Tensors
+from leap_rl.processes.a2c.loss import A2CLoss, a2c_gradients, a2c_loss
+from leap_rl.processes.agents import AgentConfig
+from leap_rl.processes.layers import CONVOLUTIONS, NUM_FEATURES, sides
+
+
+class Layers(Protocol):
+    """What an encoder computes of N observations: a named tuple of tensors [N, …], the first and the last of which are
+    these."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Returns the observations in the compute dtype."""
+        ...
+
+    @property
+    def features(self) -> Tensor:
+        """Returns what the heads see, [N, num_features]."""
+        ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
 
 
 class Activations(NamedTuple):
@@ -22,10 +40,49 @@ class Activations(NamedTuple):
     inputs: Tensor  # [N, C, H, W], 0..255 in the compute dtype
     conv1: Tensor  # [N, 16, H', W']
     conv2: Tensor  # [N, 32, H'', W''], not channels-last: the linear layer takes it as it is
+    hidden: Tensor  # [N, 256], the linear layer's output
     features: Tensor  # [N, 256]
 
 
-class Encoder(nn.Module):
+class Rollout(NamedTuple):
+    """T steps in B environments: what was computed on the way, and what came of them."""
+
+    activations: Layers  # of the encoder, [T·B, …]
+    weights: list[Tensor]  # of the encoder, in the compute dtype
+    logits: Tensor  # [T, B, A]
+    values: Tensor  # [T, B], in units of ``unit``
+    actions: Tensor  # int64 [T, B]
+    returns: Tensor  # [T, B], in units of ``unit``
+    clipped_reward: float  # sum over T and B
+    num_episodes: int  # those that ended
+    score: float  # theirs together, raw
+    episode_length: int  # theirs together, in agent steps
+    unit: float = 1.0  # of returns and values in the loss: PopArt's deviation of returns
+
+
+class AnyEncoder(nn.Module, ABC):
+    """What turns observations into features, and knows the gradient of its parameters."""
+
+    compute_dtype: torch.dtype
+    num_features: int
+
+    @abstractmethod
+    def weights(self) -> list[Tensor]:
+        """Returns the parameters as they are used until the optimizer's next step."""
+
+    @abstractmethod
+    def activations(self, observations: Tensor, weights: list[Tensor], out: Any = None) -> Layers:
+        """Returns every layer, [N, …], of observations in any dtype; all but the inputs in ``out``, if given."""
+
+    @abstractmethod
+    def gradients(
+        self, activations: Any, weights: list[Tensor], gradient: Tensor, out: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Returns the gradient of each parameter, by name, given that of the features. ``out`` is memory for that of
+        ``linear.weight``, if there is such a parameter."""
+
+
+class Encoder(AnyEncoder):
     """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each.
 
     Parameters are kept in float32 and rounded to ``compute_dtype`` where they are used (:meth:`weights`), once
@@ -33,13 +90,15 @@ class Encoder(nn.Module):
     each over few observations, are differentiated as one batch. Images are channels-last: the fast layout.
     """
 
-    def __init__(self, num_channels: int, screen_size: int, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, num_channels: int, screen_size: int, compute_dtype: torch.dtype, layer_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.compute_dtype = compute_dtype
-        self.conv1 = nn.Conv2d(num_channels, 16, kernel_size=8, stride=4)
-        self.conv2 = nn.Conv2d(16, 32, kernel_size=4, stride=2)
-        side = ((screen_size - 8) // 4 + 1 - 4) // 2 + 1
-        self.linear = nn.Linear(32 * side * side, 256)
+        self.compute_dtype, self.layer_norm, self.num_features = compute_dtype, layer_norm, NUM_FEATURES
+        first, second = CONVOLUTIONS
+        self.conv1 = nn.Conv2d(num_channels, first.channels, first.kernel, first.stride)
+        self.conv2 = nn.Conv2d(first.channels, second.channels, second.kernel, second.stride)
+        self.linear = nn.Linear(second.channels * sides(screen_size)[-1] ** 2, NUM_FEATURES)
 
     def forward(self, observations: Tensor) -> Tensor:
         """uint8 [N, C, H, W] → float32 [N, 256], differentiable in the parameters."""
@@ -60,32 +119,37 @@ class Encoder(nn.Module):
         """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU; all but the inputs in ``out``, if given."""
         weight1, bias1, weight2, bias2, weight3, bias3 = weights
         inputs = observations.to(self.compute_dtype, memory_format=torch.channels_last)
-        conv1 = _relu(F.conv2d(inputs, weight1, bias1, stride=4), out and out.conv1)
-        conv2 = _relu(F.conv2d(conv1, weight2, bias2, stride=2))
+        conv1 = _relu(F.conv2d(inputs, weight1, bias1, CONVOLUTIONS[0].stride), out and out.conv1)
+        conv2 = _relu(F.conv2d(conv1, weight2, bias2, CONVOLUTIONS[1].stride))
         conv2 = out.conv2.copy_(conv2) if out else conv2.contiguous()
         # Not F.linear: with few observations the product takes a third longer in that order.
         linear = torch.addmm(bias3.unsqueeze(1), weight3, conv2.flatten(1).t()).t()
-        features = out.features.copy_(linear) if out else linear.contiguous()
-        features = _relu(features)
-        return Activations(inputs, conv1, conv2, features)
+        hidden = out.hidden.copy_(linear) if out else linear.contiguous()
+        normalized = F.layer_norm(hidden, hidden.shape[1:]) if self.layer_norm else hidden
+        features = _relu(normalized, out.features if out else torch.empty_like(hidden))
+        return Activations(inputs, conv1, conv2, hidden, features)
 
     @torch.no_grad()
     def gradients(
         self, activations: Activations, weights: list[Tensor], gradient: Tensor, out: Tensor | None = None
-    ) -> list[Tensor]:
-        """That of each of ``parameters()``, given ``gradient`` [N, 256], that of the features. Nearly all of them are
-        the linear layer's weight: its gradient is written into ``out``, if that is given in the compute dtype."""
-        inputs, conv1, conv2, features = activations
+    ) -> dict[str, Tensor]:
+        """Returns the gradient of each parameter, by name, given that of the features [N, 256]. Nearly all of it is the
+        linear layer's weight, whose gradient is written into ``out``, if that is given in the compute dtype."""
+        (first, second), (inputs, conv1, conv2, hidden, features) = CONVOLUTIONS, activations
         weight1, _, weight2, _, weight3, _ = weights
+        found = {}
         gradient = _through_relu(gradient.to(self.compute_dtype, copy=True), features)
+        if self.layer_norm:
+            gradient = _through_layer_norm(gradient, hidden)
         out = out if out is not None and out.dtype == self.compute_dtype else None
-        of_weight3, of_bias3 = torch.mm(gradient.t(), conv2.flatten(1), out=out), gradient.sum(0)
+        found["linear.weight"] = torch.mm(gradient.t(), conv2.flatten(1), out=out)
+        found["linear.bias"] = gradient.sum(0)
         gradient = _through_relu((gradient @ weight3).view(conv2.shape), conv2)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        gradient, of_weight2, of_bias2 = _of_convolution(gradient, conv1, weight2, stride=2)
+        gradient, found["conv2.weight"], found["conv2.bias"] = _of_convolution(gradient, conv1, weight2, second.stride)
         gradient = _through_relu(gradient, conv1)
-        _, of_weight1, of_bias1 = _of_convolution(gradient, inputs, weight1, stride=4, of_input=False)
-        return [of_weight1 / 255, of_bias1, of_weight2, of_bias2, of_weight3, of_bias3]
+        _, of_weight1, found["conv1.bias"] = _of_convolution(gradient, inputs, weight1, first.stride, of_input=False)
+        return found | {"conv1.weight": of_weight1 / 255}
 
 
 def _relu(values: Tensor, out: Tensor | None = None) -> Tensor:
@@ -95,6 +159,15 @@ def _relu(values: Tensor, out: Tensor | None = None) -> Tensor:
 def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
     """In place. Both must have one layout: it is ten times slower where they do not."""
     return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)  # type: ignore
+
+
+def _through_layer_norm(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """Returns the gradient of ``inputs`` [N, D], given that of their normalized values."""
+    _, mean, deviation = torch.native_layer_norm(inputs, inputs.shape[1:], None, None, 1e-5)
+    of_inputs, _, _ = torch.ops.aten.native_layer_norm_backward(
+        gradient, inputs, inputs.shape[1:], mean, deviation, None, None, [True, False, False]
+    )
+    return of_inputs  # type: ignore[no-any-return]
 
 
 def _of_convolution(
@@ -118,48 +191,84 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, *ctx.encoder.gradients(ctx.activations, ctx.weights, gradient)
+        found = ctx.encoder.gradients(ctx.activations, ctx.weights, gradient)
+        return None, None, *(found[name] for name, _ in ctx.encoder.named_parameters())
 
 
 class ActorCritic(nn.Module):
     """Policy logits and value from one shared encoder."""
 
-    def __init__(self, config: Config, num_actions: int) -> None:
+    def __init__(self, encoder: AnyEncoder, num_actions: int, value_gain: float = 1.0) -> None:
         super().__init__()
-        channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
-        compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.encoder = Encoder(channels, config.env.screen_size, compute_dtype)
-        self.policy = nn.Linear(256, num_actions)
-        self.value = nn.Linear(256, 1)
+        self.value_gain = value_gain
+        self.encoder = encoder
+        self.policy = nn.Linear(encoder.num_features, num_actions)
+        self.value = nn.Linear(encoder.num_features, 1)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, C, H, W] → logits [B, num_actions], values [B]."""
+        """Observations [B, …] → logits [B, num_actions], values [B]."""
         return self.heads(self.encoder(observations))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 […, 256] → logits […, num_actions], values […]."""
+        """float32 […, num_features] → logits […, num_actions], values […]."""
         return self.policy(features), self.value(features).squeeze(-1)
 
     @torch.no_grad()
-    def head_gradients(self, features: Tensor, of_logits: Tensor, of_values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The gradient of the features [N, 256], and those of the parameters of both heads, given ``features`` […, 256]
-        and those of the logits […, num_actions] and values […]."""
-        features, of_logits = features.flatten(0, -2), of_logits.flatten(0, -2)
-        of_values = of_values.flatten().unsqueeze(-1)
-        of_features = torch.addmm(of_logits @ self.policy.weight, of_values, self.value.weight)
-        of_policy, of_value = ([of_output.t() @ features, of_output.sum(0)] for of_output in (of_logits, of_values))
-        return of_features, [*of_policy, *of_value]
+    def loss_and_gradient(self, rollout: Rollout, agent: AgentConfig, out: Tensor) -> A2CLoss:
+        """Returns the loss of a rollout, and writes its gradient into ``out`` [N], in the order of ``parameters()``.
+
+        No graph is built: the gradient is written out by hand, layer by layer.
+        """
+        given = rollout.logits, rollout.values, rollout.actions, rollout.returns, agent.value_cost, agent.entropy_cost
+        places = {name: place for (name, _), place in zip(self.named_parameters(), split_like(out, self), strict=True)}
+        features = rollout.activations.features.float()
+        of_logits, of_values = a2c_gradients(*given)
+        of_features, found = self._head_gradients(features, of_logits, of_values / rollout.unit)
+        whole = places.get("encoder.linear.weight")
+        of_encoder = self.encoder.gradients(rollout.activations, rollout.weights, of_features, out=whole)
+        for name, gradient in (found | {f"encoder.{name}": value for name, value in of_encoder.items()}).items():
+            places[name].copy_(gradient)
+        return a2c_loss(*given)
 
     @torch.no_grad()
-    def initialize(self, generator: torch.Generator) -> None:
-        """Orthogonal weights (gain √2; policy 0.01, value 1) and zero biases, as A2C's baselines have it."""
-        gains = {"policy": 0.01, "value": 1.0}
+    def loss_again(self, rollout: Rollout, agent: AgentConfig) -> A2CLoss:
+        """Returns the loss of a rollout at the present parameters, its returns and advantages held as they were: the
+        function whose gradient was taken. The forward passes have the shapes of acting, so that equal parameters give
+        equal bits."""
+        weights, num_envs = self.encoder.weights(), rollout.actions.shape[1]
+        passes = [
+            self.encoder.activations(x, weights).features for x in torch.split(rollout.activations.inputs, num_envs)
+        ]
+        logits, values = self.heads(torch.stack(passes).float())
+        costs = agent.value_cost, agent.entropy_cost
+        return a2c_loss(
+            logits, values / rollout.unit, rollout.actions, rollout.returns, *costs, held_values=rollout.values
+        )
+
+    def _head_gradients(
+        self, features: Tensor, of_logits: Tensor, of_values: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the gradient of the features [N, num_features], and those of the heads' parameters by name, given
+        those of the logits […, num_actions] and values […]."""
+        of_logits, of_values = of_logits.flatten(0, -2), of_values.flatten().unsqueeze(-1)
+        of_features = torch.addmm(of_logits @ self.policy.weight, of_values, self.value.weight)
+        of_heads = {"policy": of_logits, "value": of_values}
+        found = {f"{head}.weight": of_output.t() @ features for head, of_output in of_heads.items()}
+        return of_features, found | {f"{head}.bias": of_output.sum(0) for head, of_output in of_heads.items()}
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator, heads_only: bool = False) -> None:
+        """Draws orthogonal weights, of gain √2 (policy 0.01, value ``agent.value_gain``), and zero biases, as in A2C's
+        baselines."""
+        gains = {"policy": 0.01, "value": self.value_gain}
         for name, parameter in self.named_parameters():
+            if heads_only and name.startswith("encoder."):
+                continue
             if parameter.ndim == 1:
                 parameter.zero_()
             else:
                 gain = gains.get(name.partition(".")[0], math.sqrt(2))
-                nn.init.orthogonal_(parameter, gain, generator=generator)
+                parameter.copy_(nn.init.orthogonal_(torch.empty(parameter.shape), gain, generator=generator))
 
 
 def flatten(module: nn.Module) -> Tensor:
@@ -177,29 +286,6 @@ def split_like(vector: Tensor, module: nn.Module) -> list[Tensor]:
     parameters = list(module.parameters())
     pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
     return [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]
-
-
-def meta_learned(config: Config, task: Task, network: ActorCritic) -> dict[str, nn.Parameter]:
-    """The parameters that Leap sees, by their names in the initialization."""
-    named = [
-        (name_in_initialization(config.meta, task, name), parameter) for name, parameter in network.named_parameters()
-    ]
-    return {name: parameter for name, parameter in named if name is not None}
-
-
-def initial_parameters(config: Config, seed: int) -> Tensors:
-    """A fresh shared initialization: name → float32 tensor of what is meta-learned."""
-    torch.set_num_threads(1)  # a QR decomposition gives other bits with more
-    generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Tensor] = {}
-    for game in config.tasks.games if config.meta.rule == "joint" else config.tasks.games[:1]:
-        own_actions = config.meta.rule == "joint" and not config.env.full_action_space
-        # Otherwise heads enter only with meta.parameters = all, and then with 18 actions in every game.
-        network = ActorCritic(config, catalogue()[parse_game(game).rom].num_actions if own_actions else 18)
-        network.initialize(generator)
-        learned = meta_learned(config, Task(0, 0, game, seed), network)
-        found = {name: parameter.detach().clone() for name, parameter in learned.items()} | found
-    return found
 
 
 def resolve_precision(precision: str) -> str:

@@ -5,12 +5,10 @@
     step i of a task          → a batch, from the task's seed and i alone
 
 Left open by the paper, and chosen here: an alphabet's 20 characters and their labels are drawn once, from
-``alphabets.split`` and its name, so that an alphabet is one problem wherever it is met; its last five drawings (as
-they are named) are held out; drawings of a batch are drawn with replacement; those that are held out are turned and
-moved as well, each once.
+``alphabets.split`` and its name, so that an alphabet is one problem wherever it is met; drawings that are held out are
+turned and moved as well, each once. Which drawings and alphabets are held out, and how a batch is drawn, are keys.
 """
 
-import difflib
 import functools
 import math
 from dataclasses import dataclass
@@ -22,10 +20,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leap_rl.config import AlphabetsConfig
+from leap_rl.files.text import closest
+from leap_rl.processes.classification.config import AlphabetsConfig
 from leap_rl.processes.classification.glyphs import checksum, load_glyphs
 from leap_rl.processes.classification.omniglot import SIDE, load_omniglot
-from leap_rl.types import BadInputError
+from leap_rl.types import BadInputError, Parts
 
 NUM_CLASSES, NUM_HELD_OUT = 20, 5
 TURN, SHIFT, SCALE = 360.0, 0.2, (0.8, 1.2)  # degrees; share of the size; times
@@ -37,15 +36,6 @@ class Family:
 
     drawings: dict[str, NDArray[Any]]  # alphabet → uint8 [characters, 20 drawings, 28, 28], ink 255
     checksum: str  # SHA-256 of all of them
-
-
-class Split(NamedTuple):
-    """Names of alphabets. Of two numbers to train on, the smaller pool is part of the larger; what is held out
-    depends on neither."""
-
-    train: list[str]
-    held_out: list[str]
-    validation: list[str]
 
 
 @functools.cache
@@ -66,8 +56,12 @@ def checked_family(config: AlphabetsConfig) -> Family:
     return family
 
 
-def split(config: AlphabetsConfig) -> Split:
-    """Which alphabets are for what. Raises BadInputError where there are too few."""
+def split(config: AlphabetsConfig) -> Parts:
+    """Returns which alphabets are for what. Raises BadInputError where there are too few.
+
+    Of two numbers to train on, the smaller pool is part of the larger. What is held out depends on neither, unless
+    ``alphabets.order`` has the alphabets to train on come first.
+    """
     names = sorted(checked_family(config).drawings)
     if config.train + config.held_out > len(names):
         raise BadInputError(
@@ -77,15 +71,17 @@ def split(config: AlphabetsConfig) -> Split:
         )
     shuffled = [names[index] for index in np.random.default_rng(config.split).permutation(len(names))]
     end = config.held_out + config.train
-    return Split(shuffled[config.held_out : end], shuffled[: config.held_out], shuffled[end:])
+    if config.order == "training_first":
+        return Parts(shuffled[: config.train], shuffled[end:], shuffled[config.train : end])
+    return Parts(shuffled[config.held_out : end], shuffled[end:], shuffled[: config.held_out])
 
 
 def parse_alphabet(config: AlphabetsConfig, text: str) -> str:
     """The name of an alphabet of the family. Raises BadInputError where there is none such."""
     names = sorted(checked_family(config).drawings)
     if text not in names:
-        near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = closest(text, names, cutoff=0.4)
+        hint = f"; did you mean {near}?" if near else ""
         raise BadInputError(f"unknown alphabet {text!r}: {config.source} has {len(names)} others{hint}")
     return text
 
@@ -102,6 +98,8 @@ def load_problem(config: AlphabetsConfig, alphabet: str) -> Problem:
     drawings = checked_family(config).drawings[alphabet]
     rng = np.random.default_rng([config.split, *alphabet.encode()])
     chosen = torch.from_numpy(drawings[rng.permutation(len(drawings))[:NUM_CLASSES]])
+    if config.held_out_drawings == "first":
+        return Problem(chosen[:, NUM_HELD_OUT:], chosen[:, :NUM_HELD_OUT])
     return Problem(chosen[:, :-NUM_HELD_OUT], chosen[:, -NUM_HELD_OUT:])
 
 
@@ -110,12 +108,24 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [N]
 
 
-def training_batch(problem: Problem, size: int, seed: int, step: int) -> Batch:
-    """What gradient step ``step`` of a task with this seed sees: no stream is carried from one to the next."""
+def training_batch(problem: Problem, size: int, seed: int, step: int, sampling: str = "with_replacement") -> Batch:
+    """Returns what gradient step ``step`` of a task with this seed sees: no stream is carried from one to the next."""
     generator = _generator(seed, step)
     num_classes, num_drawings = problem.train.shape[:2]
-    chosen = torch.randint(num_classes * num_drawings, (size,), generator=generator)
+    total = num_classes * num_drawings
+    if sampling == "permutation":
+        chosen = _in_turn(total, range(step * size, (step + 1) * size), seed)
+    else:
+        chosen = torch.randint(total, (size,), generator=generator)
     return Batch(augment(problem.train.flatten(0, 1)[chosen], generator), chosen // num_drawings)
+
+
+def _in_turn(total: int, places: range, seed: int) -> Tensor:
+    """Returns the drawings at ``places`` of a row of permutations of all ``total``."""
+    rounds = range(places.start // total, (places.stop - 1) // total + 1)
+    row = torch.cat([torch.randperm(total, generator=_generator(seed, 0, number)) for number in rounds])
+    first = places.start - rounds.start * total
+    return row[first : first + len(places)]
 
 
 def held_out_batch(problem: Problem, seed: int) -> Batch:

@@ -2,8 +2,8 @@
 
     batch of step i → loss → gradient → record the point for Leap → step of SGD;  at the end: score held-out drawings
 
-The batch is a function of the task's seed and i, and batch norm has no memory (network.py), so the state between two
-steps is the parameters, the open path and a few sums.
+The batch is a function of the task's seed and i, so the state between two steps is the parameters, the open path, a few
+sums, and batch norm's running averages where there are any (network.py).
 """
 
 import functools
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leap_rl.config import Config
+from leap_rl.files.tensor_files import below
+from leap_rl.meta.rules import make_path, name_in_initialization, part_for
+from leap_rl.processes.classification.config import ClassificationConfig
 from leap_rl.processes.classification.data import Batch, held_out_batch, load_problem, training_batch
 from leap_rl.processes.classification.maml import unrolled_gradient
-from leap_rl.processes.classification.network import draw_parameters, logits
-from leap_rl.rules import make_path, name_in_initialization, part_for
-from leap_rl.tensor_files import below
-from leap_rl.types import Increment, IncrementKey, Task, TaskError, Tensors
+from leap_rl.processes.classification.network import RunningStatistics, draw_parameters, logits, owner_of_heads
+from leap_rl.tensors import norm_of
+from leap_rl.types import Increment, PathSums, Task, TaskError, Tensors
 
 
 @dataclass
@@ -36,30 +37,42 @@ class _Segment:
 
 
 class ClassificationProcess:
-    """SGD on one alphabet, from the shared initialization; a ``LearningProcess``."""
+    """SGD on one alphabet; a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then :meth:`walk`."""
 
-    def __init__(self, config: Config, task: Task, initialization: Tensors, attempt: int = 0) -> None:
-        """Starts the task. Raises ValueError where the initialization does not fit what is meta-learned."""
+    def __init__(self, config: ClassificationConfig, task: Task) -> None:
         torch.set_num_threads(1)
         head_seed, self.data_seed = np.random.SeedSequence(task.seed).generate_state(2, np.uint64).tolist()
-        self.config, self.task, self.attempt = config, task, attempt
+        self.config, self.task = config, task
         self.device = torch.device(config.device)
         self.problem = load_problem(config.alphabets, task.name)
-        drawn = draw_parameters(config, head_seed >> 1)
-        named = [(name, name_in_initialization(config.meta, task, name)) for name in drawn]
-        self.names = {name: known_as for name, known_as in named if known_as is not None}  # in the initialization
-        chosen = part_for(self._meta_learned(drawn), initialization)
-        given = {name: chosen[known_as] for name, known_as in self.names.items()}
-        self.parameters = {name: value.to(self.device, copy=True) for name, value in (drawn | given).items()}
-        self.start = {name: value.clone() for name, value in self.parameters.items()}  # θ⁰, for MAML
+        self._head_seed = head_seed >> 1
         self.path = make_path(config.meta)
         self.num_updates = 0
         self.segment = _Segment()
+        classifier = config.classifier
+        self.running = RunningStatistics(classifier.filters).to(self.device) if classifier.norm == "running" else None
+
+    def start(self, initialization: Tensors) -> None:
+        """Starts the task: heads are drawn from its seed, and what is meta-learned is the initialization. Raises
+        ValueError where the initialization does not fit."""
+        drawn = draw_parameters(self.config, self._head_seed)
+        self._take(drawn)
+        chosen = part_for(self._meta_learned(drawn), initialization)
+        self._take(drawn | {name: chosen[known_as] for name, known_as in self.names.items() if known_as in chosen})
+
+    def _take(self, parameters: Tensors) -> None:
+        """Makes copies of these the parameters, and the point where the task started."""
+        owner = owner_of_heads(self.config, self.task.name)
+        named = {name: name_in_initialization(self.config.meta, owner, name) for name in parameters}
+        self.names = {name: known_as for name, known_as in named.items() if known_as is not None}
+        # By name: the norm of a gradient is summed in this order, and a saved state has another than a fresh draw.
+        self.parameters = {name: value.to(self.device, copy=True) for name, value in sorted(parameters.items())}
+        self.first_point = {name: value.clone() for name, value in self.parameters.items()}  # θ⁰, for MAML
 
     # ---------------------------------------------------------------------------------------- the path
 
     def walk(self) -> Iterator[Increment]:
-        """Trains to the end of the task, yielding one increment a segment. Between two increments
+        """Trains to the end of the task, yielding one increment a segment. At each of them
         :meth:`state` holds everything needed to go on elsewhere. Raises TaskError where the path is not finite."""
         length, last_update = self.config.stream.segment_updates, self.config.num_updates
         while self.num_updates < last_update:
@@ -69,14 +82,14 @@ class ClassificationProcess:
             if self.path.failed:
                 raise TaskError(f"{self.path.failed} at gradient step {self.num_updates}")
             if self.num_updates == last_update or self.num_updates % length == 0:
-                yield self._cut_segment((self.num_updates - 1) // length)
+                yield self._cut_segment()
 
     def update(self) -> None:
         """One batch and one gradient step."""
         started = time.perf_counter()
         batch = self._batch(self.num_updates)
         leaves = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
-        outputs = logits(leaves, batch.images)
+        outputs = logits(leaves, batch.images, self.config.classifier.pooling, self.running)
         loss = F.cross_entropy(outputs, batch.labels)
         found = torch.autograd.grad(loss, list(leaves.values()))
         gradients = {name: gradient.contiguous() for name, gradient in zip(leaves, found, strict=True)}
@@ -87,17 +100,17 @@ class ClassificationProcess:
         self.num_updates += 1
         if self.path.paired:
             with torch.no_grad():
-                after = F.cross_entropy(logits(self.parameters, batch.images), batch.labels)
+                after = self._loss(batch, self.parameters)
             self.path.land(self._meta_learned(self.parameters), after)
 
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
         self.segment.loss += float(loss.detach())
-        self.segment.gradient_norm += float(torch.linalg.vector_norm(norms))
+        self.segment.gradient_norm += norm_of(gradients)
         self.segment.correct += _num_correct(outputs, batch)
         self.segment.seconds += time.perf_counter() - started
 
     def _batch(self, step: int) -> Batch:
-        batch = training_batch(self.problem, self.config.classifier.batch_size, self.data_seed, step)
+        size, sampling = self.config.classifier.batch_size, self.config.alphabets.sampling
+        batch = training_batch(self.problem, size, self.data_seed, step, sampling)
         return Batch(batch.images.to(self.device), batch.labels.to(self.device))
 
     @torch.no_grad()
@@ -105,38 +118,39 @@ class ClassificationProcess:
         """How many of the held-out drawings are classified correctly now, and how many there are."""
         batch = held_out_batch(self.problem, self.data_seed)
         batch = Batch(batch.images.to(self.device), batch.labels.to(self.device))
-        return _num_correct(logits(self.parameters, batch.images), batch), len(batch.labels)
+        running, pooling = self.running, self.config.classifier.pooling
+        outputs = logits(self.parameters, batch.images, pooling, running, training=running is None)
+        return _num_correct(outputs, batch), len(batch.labels)
+
+    def _loss(self, batch: Batch, parameters: Tensors) -> Tensor:
+        """Returns the loss of a batch, which leaves no trace in the running averages."""
+        return F.cross_entropy(logits(parameters, batch.images, self.config.classifier.pooling), batch.labels)
 
     def _unrolled_gradient(self) -> Tensors:
         """MAML's: of the last batch's loss, through the steps before it. The path is taken once more for it."""
         steps = range(self.config.num_updates)
-        losses = [functools.partial(_loss, self._batch(step)) for step in steps]
-        gradient = unrolled_gradient(self.start, losses, self.config.classifier.lr)
+        losses = [functools.partial(self._loss, self._batch(step)) for step in steps]
+        gradient = unrolled_gradient(self.first_point, losses, self.config.classifier.lr)
         return {name: value.contiguous().cpu() for name, value in self._meta_learned(gradient).items()}
 
     def _meta_learned(self, values: Mapping[str, Tensor]) -> Tensors:
         """By their names in the initialization."""
         return {known_as: values[name] for name, known_as in self.names.items()}
 
-    def _cut_segment(self, sequence: int) -> Increment:
-        """The increment of the segment that ends here, and its statistics (means; see docs/metrics.md)."""
+    def _cut_segment(self) -> Increment:
+        """The increment of the segment that ends here, and its statistics (sums; see docs/metrics.md)."""
         sums, path = self.segment, self.path
-        updates = self.num_updates - sequence * self.config.stream.segment_updates
+        updates = (self.num_updates - 1) % self.config.stream.segment_updates + 1
         last = self.num_updates == self.config.num_updates
         correct, num_held_out = self.held_out_correct() if last else (0, 0)
-        path_length, energy, num_moves, num_rises = path.path_length, path.energy, path.num_moves, path.num_rises
+        measured = PathSums.of(path)
         meta_gradient = {name: value.cpu() for name, value in path.cut().items()}
         if last and self.config.meta.rule == "maml":
             started = time.perf_counter()
             meta_gradient = dict(self._unrolled_gradient())
             sums.seconds += time.perf_counter() - started
         increment = Increment(
-            key=IncrementKey(self.task.meta_step, self.task.slot, sequence, self.attempt),
-            task=self.task,
-            path_length=path_length,
-            energy=energy,
-            num_moves=num_moves,
-            num_rises=num_rises,
+            path=measured,
             last=last,
             meta_gradient=meta_gradient,
             statistics={
@@ -144,8 +158,8 @@ class ClassificationProcess:
                 "frames": updates * self.config.classifier.batch_size,
                 "images": updates * self.config.classifier.batch_size,  # that were scored
                 "seconds": sums.seconds,
-                "loss": sums.loss / updates,
-                "gradient_norm": sums.gradient_norm / updates,
+                "loss_sum": sums.loss,
+                "gradient_norm_sum": sums.gradient_norm,
                 "correct": sums.correct,
                 "held_out_correct": correct,
                 "held_out_images": num_held_out,
@@ -156,35 +170,32 @@ class ClassificationProcess:
 
     # --------------------------------------------------------------------------------------- the state
 
+    def learned(self) -> Tensors:
+        """Returns copies of the present values of what is meta-learned, by name in the initialization."""
+        return {name: value.detach().cpu().clone() for name, value in self._meta_learned(self.parameters).items()}
+
     def state(self) -> Tensors:
-        """The whole state between two gradient steps, as one flat mapping of named tensors: parameters, open path,
-        sums of the segment; under MAML also where the task started."""
+        """Returns the whole state at an increment, as one flat mapping of named tensors: parameters, the open end of
+        the path, batch norm's running averages, and under MAML where the task started. Raises RuntimeError within a
+        segment."""
         state = {f"parameters/{name}": value.clone() for name, value in self.parameters.items()}
         if self.config.meta.rule == "maml":
-            state |= {f"start/{name}": value for name, value in self.start.items()}
-        state.update({f"path/{name}": value for name, value in self.path.state().items()})
-        state["num_updates"] = torch.tensor(self.num_updates)
-        state["segment"] = torch.tensor(list(vars(self.segment).values()), dtype=torch.float64)
-        return {name: value.cpu() for name, value in state.items()}
+            state |= {f"start/{name}": value for name, value in self.first_point.items()}
+        if self.running:
+            state |= {f"running/{name}": value.clone() for name, value in self.running.values.items()}
+        state |= {f"path/{name}": value for name, value in self.path.state().items()}
+        return {name: value.cpu() for name, value in state.items()} | {"num_updates": torch.tensor(self.num_updates)}
 
-    @classmethod
-    def from_state(cls, config: Config, task: Task, state: Tensors, attempt: int = 0) -> "ClassificationProcess":
-        """A process that goes on from ``state`` to the same bits as the one it was taken of."""
-        parameters = below(state, "parameters/")
-        named = [(name_in_initialization(config.meta, task, name), value) for name, value in parameters.items()]
-        process = cls(config, task, {name: value for name, value in named if name is not None}, attempt)
-        for name, value in parameters.items():
-            process.parameters[name].copy_(value)
+    def load_state(self, state: Tensors) -> None:
+        """Goes on where :meth:`state` was taken, to the same bits."""
+        self._take(below(state, "parameters/"))
         for name, value in below(state, "start/").items():
-            process.start[name].copy_(value)
-        process.path.load_state({key: value.to(process.device) for key, value in below(state, "path/").items()})
-        process.num_updates = int(state["num_updates"])
-        process.segment = _Segment(*state["segment"].tolist())
-        return process
-
-
-def _loss(batch: Batch, parameters: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(logits(parameters, batch.images), batch.labels)
+            self.first_point[name].copy_(value)
+        if self.running:
+            for name, value in below(state, "running/").items():
+                self.running.values[name].copy_(value)
+        self.path.load_state({key: value.to(self.device) for key, value in below(state, "path/").items()})
+        self.num_updates = int(state["num_updates"])
 
 
 def _num_correct(outputs: Tensor, batch: Batch) -> int:

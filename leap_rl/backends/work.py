@@ -1,0 +1,53 @@
+"""What the Ray backend keeps of tasks and workers: a record each.
+
+A task is queued, then assigned to a worker, until it is done. It is queued again when its worker is lost, when the
+learner is lost, or once after an error of its own. A worker starts, is idle, and works, in turns.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from leap_rl.backends.cluster import last_line, last_words
+from leap_rl.types import Task
+
+
+class LostError(Exception):
+    """Reports that an actor is gone, or that it is ``alive`` and something that it needed is gone."""
+
+    def __init__(self, text: str, alive: bool = False) -> None:
+        super().__init__(text)
+        self.alive = alive
+
+
+def explained(error: LostError, actor: Any) -> str:
+    """Returns why an actor is gone: the last line that it wrote, if that can be read, or Ray's own reason."""
+    words = last_words(actor._actor_id.hex())
+    return f"wrote: {words}" if words else last_line(str(error))
+
+
+@dataclass
+class Start:
+    """Tracks a worker that is not ready yet."""
+
+    worker: Any
+    placed: float | None = None  # monotonic time at which a node had room for it, if one has
+
+
+@dataclass
+class Assignment:
+    """Tracks a task that a worker is training."""
+
+    worker: Any
+    task: Task
+    heard: float  # monotonic time of its latest segment
+
+
+@dataclass
+class Work:
+    """One task, from when it is first given out until the meta-step that averages it."""
+
+    task: Task
+    segments: int = 0  # number of segments that were reported
+    attempts: int = 0  # number of workers it was given to
+    errors: int = 0  # number of errors that the task itself has raised
+    losses: int = 0  # number of workers lost since its last segment; MAX_LOSSES stop the run

@@ -1,0 +1,371 @@
+"""What each command of ``leap-rl`` does, given its options. Returns the exit code.
+
+Libraries are imported where they are needed: nobody waits for torch to read ``--help``.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from leap_rl.files.text import duration, printable
+from leap_rl.types import BadInputError
+
+
+def train(options: argparse.Namespace) -> int:
+    config = _config(options.config, options.overrides)
+
+    from leap_rl.backends import open_backend
+    from leap_rl.processes import process_of, resolve
+    from leap_rl.runs.monitoring import Monitor
+    from leap_rl.runs.run import adopt_precision, describe, is_finished, open_run
+    from leap_rl.runs.run_files import read_metrics
+    from leap_rl.runs.terminal import summary_table
+    from leap_rl.training import meta_train
+
+    config = resolve(adopt_precision(config))
+    path = config.run.dir
+    if is_finished(config):
+        with open_run(config) as run:
+            for line in run.notes:
+                print(line, file=sys.stderr)
+        print(f"{path}: finished, all {config.meta.steps} meta-steps are done", file=sys.stderr)
+    else:
+        # The backend first: where it cannot start, nothing is written.
+        with (
+            contextlib.redirect_stdout(sys.stderr),  # Ray prints to stdout when an actor dies
+            open_backend(config) as backend,
+            open_run(config) as run,
+            Monitor(config, run) as monitor,
+        ):
+            meta_train(config, backend, run, monitor)
+    state = describe(path)
+    if options.json:
+        print(json.dumps(state))
+        return 0
+    from rich.console import Console
+
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # paths are shown as they are
+    console = Console(**plain)
+    if not console.is_terminal:
+        console = Console(**plain, width=140)
+    process = process_of(config)
+    measures = process.measures
+    console.print(summary_table(read_metrics(path), measures))
+    end = (
+        f"Path length and energy: how far the {measures.tasks}' parameters and losses had to travel, means over the\n"
+        f"{measures.tasks}; a shorter path is what Leap trains for. {process.note}\n\n"
+        f"The shared initialization: {path}/initialization.safetensors\n"
+        f"fingerprint {state['fingerprint']}\n\n"
+        f"Look at the curves:   tensorboard --logdir {path}\n"
+        f"Look at the run:      leap-rl show {path}\n"
+        + (process.look_next or f"Does it help:         leap-rl evaluate {path}")
+    )
+    print(printable(end))
+    return 0
+
+
+def _config(source: str, overrides: list[str]) -> Any:
+    """The configuration that ``leap-rl train`` is given: that of a file, or of a run, which goes on where it lies."""
+    from leap_rl.config_files import apply_overrides, load_config, parse_training
+    from leap_rl.presets import path_of
+    from leap_rl.processes.registry import give
+
+    source = path_of(source)
+    named = Path(source)
+    if "://" not in source and not named.is_dir() and named.name != "config.yaml":
+        return load_config(source, overrides)
+    from leap_rl.files.storage import open_storage
+    from leap_rl.runs.run_files import read_config, run_directory
+
+    directory = run_directory(source)
+    if directory is None:
+        return load_config(source, overrides)
+    give(overrides)
+    tree = read_config(open_storage(directory)).model_dump()
+    tree["run"]["dir"] = directory
+    apply_overrides(tree, overrides)
+    return parse_training(tree)
+
+
+def list_presets(options: argparse.Namespace) -> int:
+    from leap_rl.config_files import load_config
+    from leap_rl.presets import presets
+    from leap_rl.processes import process_of
+
+    rows = []
+    for preset in presets():
+        config = load_config(preset.path)
+        steps = config.meta.steps * config.meta.batch_size * config.task.agent_steps
+        rows.append({"name": preset.name, "steps": steps, "unit": process_of(config).measures.step,
+                     "summary": preset.summary, "path": str(preset.path)})  # fmt: skip
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        print(f"{row['name']:20} {row['steps']:>13,} {row['unit']:15} {row['summary']}")
+    print("\nTo train one: leap-rl train NAME. To change it: leap-rl train --copy NAME my.yaml")
+    return 0
+
+
+def resolve(options: argparse.Namespace) -> int:
+    from leap_rl.config import flatten
+    from leap_rl.files.yaml_files import dump_yaml
+
+    tree = _config(options.config, options.overrides).model_dump()
+    if options.only is None:
+        print(dump_yaml(tree), end="")
+        return 0
+    values = dict(flatten(tree))
+    if options.only not in values:
+        raise BadInputError(
+            f"--only {options.only}: not a key of this configuration (`leap-rl train --keys` lists all)"
+        )
+    print(values[options.only])
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from leap_rl.evaluation.plan import make_plan
+    from leap_rl.extras import require_extra
+
+    require_extra("report", "the report of an evaluation")
+    given = (options.seeds, options.agent_steps, options.out, options.arms)
+    plan = make_plan(options.sources, options.overrides, options.games, *given)
+
+    from leap_rl.backends import open_backend
+    from leap_rl.evaluation.evaluate import check_directory, open_directory, run_evaluation, stages
+    from leap_rl.evaluation.results import collect
+
+    check_directory(plan)
+    notes = list(plan.ignored)
+    for tasks in stages(plan):
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            open_backend(plan.config) as backend,
+            open_directory(plan) as storage,
+        ):
+            while notes:
+                print(f"note: {printable(notes.pop(0))}", file=sys.stderr)
+            run_evaluation(plan, tasks, backend, storage)
+            collect(plan, storage)
+    return _write_report(plan.config.run.dir, options.json)
+
+
+def play(options: argparse.Namespace) -> int:
+    from leap_rl.extras import require_extra
+
+    require_extra("report", "a clip")
+
+    from leap_rl.evaluation.clip import FRAMES_A_SECOND, check_out, pictures, write_clip
+    from leap_rl.evaluation.plan import make_plan
+
+    out = Path(options.out)
+    check_out(out)
+    for name, value, least in (("agent-steps", options.agent_steps, 0), ("seed", options.seed, 0),
+                               ("seconds", options.seconds, 1)):  # fmt: skip
+        if value < least:
+            raise BadInputError(f"--{name} {value}: must be at least {least}")
+    games = options.game and [options.game]
+    plan = make_plan(options.sources, [], games, options.seed + 1, options.agent_steps or None, None)
+    if options.game and len(plan.games) > 1:
+        raise BadInputError(f"--game {options.game}: names {len(plan.games)} games; name one")
+    plan = replace(plan, games=plan.games[:1])
+    write_clip(pictures(plan, options.agent_steps, options.seconds * FRAMES_A_SECOND), out)
+    print(out)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    _give(options.overrides)
+    return _write_report(options.evaluation, options.json)
+
+
+def _give(overrides: list[str]) -> None:
+    """Imports a process of the reader's own, which the files of a run or an evaluation name."""
+    from leap_rl.processes.registry import give
+
+    for override in overrides:
+        if not override.startswith("process="):
+            raise BadInputError(f"override {override!r}: only process=NAME can be given here")
+    give(overrides)
+
+
+def _write_report(url: str, as_json: bool) -> int:
+    from leap_rl.evaluation.report import REPORT, write_report
+
+    analysis = write_report(url)
+    print(json.dumps({"evaluation": url} | analysis.to_json()) if as_json else f"{url}/{REPORT}")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from leap_rl.backends import prepare_environment
+    from leap_rl.export.export import export_run
+
+    prepare_environment("local")
+    written = export_run(options.run, options.to, options.out, options.game)
+    if options.json:
+        print(json.dumps(written))
+        return 0
+    checked = written["largest_difference"]
+    print(f"{written['out']}: {', '.join(written['files'])}")
+    if checked is not None:
+        print(f"features of real frames differ from the run's own by at most {checked:.1e}")
+    return 0
+
+
+def games(options: argparse.Namespace) -> int:
+    from leap_rl.atari.games import NOT_RESTORED, TWO_PLAYER_ROMS, catalogue, ranges
+
+    if options.variants is not None:
+        return _variants(options.variants, options.json)
+    games = list(catalogue().values())
+    if options.json:
+        print(json.dumps([
+            {"name": game.name, "num_actions": game.num_actions, "modes": game.modes,
+             "difficulties": game.difficulties, "default_mode": game.default_mode,
+             "default_difficulty": game.default_difficulty, "pool": game.pool}
+            for game in games
+        ]))  # fmt: skip
+        return 0
+    print(f"{'game':24}{'actions':>8}  {'modes':24}{'difficulties':14}{'pool'}")
+    for game in games:
+        print(f"{game.name:24}{game.num_actions:8}  {ranges(game.modes):24}{ranges(game.difficulties):14}{game.pool}")
+    print(
+        f"\n{len(games)} games. Pools are the paper's. As a task: breakout, or breakout:mode=4,difficulty=1; many at "
+        "once: 'breakout:mode=*', 'breakout:*' (`leap-rl games --variants breakout` lists them). "
+        f"Not listed, since they need two players: {', '.join(sorted(TWO_PLAYER_ROMS))}; since ALE cannot save and "
+        f"restore it: {', '.join(sorted(NOT_RESTORED))}."
+    )
+    return 0
+
+
+def _variants(names: list[str], as_json: bool) -> int:
+    from leap_rl.atari import variants
+    from leap_rl.atari.games import catalogue, find_game
+
+    left_out = variants.left_out()
+    listed = [
+        name for rom in [find_game(name).name for name in names] or catalogue() for name in variants.all_variants(rom)
+    ]
+    if as_json:
+        print(json.dumps([{"name": name, "left_out": left_out.get(name)} for name in listed]))
+        return 0
+    for name in listed:
+        print(f"{name:34} left out: {left_out[name]}" if name in left_out else name)
+    num_left_out = sum(name in left_out for name in listed)
+    print(
+        f"\n{len(listed) - num_left_out} variants, {num_left_out} left out of patterns such as breakout:*; a variant "
+        "that is named in full is taken all the same."
+    )
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    from leap_rl.processes import process_type
+    from leap_rl.runs.run import describe
+
+    _give(options.overrides)
+    state = describe(options.run)
+    if options.json:
+        print(json.dumps(state))
+        return 0
+    from leap_rl.files.yaml_files import dump_yaml
+
+    measures = process_type(state["config"]["process"]).measures
+    status = "finished" if state["finished"] else "not finished: the same `leap-rl train` command continues"
+    amounts = f"{state['agent_steps']:,} {measures.step}, {state['frames']:,} {measures.frame}"
+    lines = [
+        f"{state['run']}: meta-step {state['meta_step']} of {state['meta_steps']}, {status}",
+        f"fingerprint  {state['fingerprint']}",
+        f"config hash  {state['config_hash']}",
+        f"trained      {amounts}, {state['seconds']:,.0f} s",
+        f"versions     {', '.join(f'{name} {value}' for name, value in sorted(state['versions'].items()))}",
+        *(f"parameter    {name} {'×'.join(map(str, shape))}" for name, shape in state["parameters"].items()),
+        *(f"note         {line}" for line in state["ignored"]),
+        "",
+        dump_yaml(state["config"]).rstrip(),
+    ]
+    print(printable("\n".join(lines)))
+    return 0
+
+
+def diff(options: argparse.Namespace) -> int:
+    from leap_rl.runs.diff import describe_diff
+    from leap_rl.runs.diff import diff as compare
+
+    found = compare(options.a, options.b)
+    print(json.dumps(found) if options.json else describe_diff(found))
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    import time
+    from dataclasses import asdict
+
+    from leap_rl.files.storage import open_storage
+    from leap_rl.runs.run_files import read_config
+    from leap_rl.runs.status import describe_status, status_of
+
+    while True:
+        found = status_of(options.run)
+        text = (
+            json.dumps(asdict(found))
+            if options.json
+            else describe_status(found, read_config(open_storage(options.run)))
+        )
+        clear = "\033[2J\033[H" if options.watch and sys.stdout.isatty() and not options.json else ""
+        print(f"{clear}{text}", flush=True)
+        if not options.watch or found.meta_step >= found.meta_steps:
+            return 0
+        time.sleep(5)
+
+
+def plan(options: argparse.Namespace) -> int:
+    config = _config(options.config, options.overrides)
+    if options.hours is not None and not 0 < options.hours < 1e6:
+        raise BadInputError(f"--hours {options.hours}: must be above 0 and below a million")
+
+    from leap_rl.processes import process_of, resolve
+    from leap_rl.runs import costs
+
+    config = resolve(config)
+    kinds = sorted({costs.kind_of(config, task.name) for tasks in costs.drawn(config) for task in tasks})
+    trials = {}
+    for kind in kinds:
+        print(f"trying {printable(kind)} for {costs.TRIAL_SECONDS:g} s", file=sys.stderr)
+        trials[kind] = costs.try_kind(config, kind, costs.TRIAL_SECONDS)
+    found = costs.estimate(config, trials)
+    if options.json:
+        print(json.dumps(costs.to_json(found, trials)))
+        return 0
+    measures = process_of(config).measures
+    workers = f"{found.workers} worker{'s' if found.workers > 1 else ''}"
+    lines = [
+        f"{found.meta_steps:,} meta-steps, {found.tasks:,} tasks, {found.agent_steps:,} {measures.step}, "
+        f"{found.frames:,} {measures.frame}",
+        f"time      {duration(3600 * found.hours)} with {workers} on this machine; {found.core_hours:,.1f} core-hours",
+        f"memory    {found.worker_bytes / 1e6:,.0f} MB a worker for its tensors and emulators, besides Python's",
+        f"disk      {found.disk_bytes / 1e6:,.0f} MB at most",
+        f"streamed  {found.streamed_bytes / 1e6:,.0f} MB to the learner",
+        *(f"speed     {kind}: {trial.steps_per_second:,.0f} {measures.step}/s" for kind, trial in trials.items()),
+    ]
+    if options.hours is not None:
+        lines.append(f"in {duration(3600 * options.hours)}: {costs.scaled_to(config, found, options.hours)}")
+    print(printable("\n".join(lines)))
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from leap_rl.doctor import examine
+
+    problems = 0
+    for finding in examine(_config(options.config, options.overrides)):
+        problems += finding.is_problem
+        print(f"{'problem' if finding.is_problem else 'ok':8} {printable(' '.join(finding.text.split()))}", flush=True)
+    print(f"\n{problems or 'no'} problem{'s' if problems != 1 else ''}")
+    return 1 if problems else 0

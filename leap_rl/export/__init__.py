@@ -1,0 +1,1 @@
+"""An initialization for other libraries."""

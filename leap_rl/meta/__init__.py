@@ -1,0 +1,1 @@
+"""The Leap learner: increments in, the next initialization out. It needs no games."""

@@ -1,0 +1,64 @@
+"""Configurations that come with leap_rl, by name: those of the folder configs/, wherever leap_rl is installed."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from leap_rl.files.text import closest
+from leap_rl.types import BadInputError
+
+FOLDER = Path(__file__).parent / "configs"  # in the repository a link to the folder at its root
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration by its name, and the first sentence of the comment at its head."""
+
+    name: str
+    path: Path
+
+    @property
+    def summary(self) -> str:
+        """What the preset is, in a sentence."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        comment = [line.removeprefix("#").strip() for line in lines[: next(n for n, x in enumerate(lines) if not x)]]
+        return re.split(r"(?<=[\w)])\. ", " ".join(comment))[0].rstrip(".") + "."
+
+
+def presets() -> list[Preset]:
+    """Returns all presets, sorted by name."""
+    return [Preset(path.stem, path) for path in sorted(FOLDER.glob("*.yaml"))]
+
+
+def find_preset(name: str) -> Preset:
+    """Returns the preset of that name. Raises BadInputError where there is none, with the nearest."""
+    found = {preset.name: preset for preset in presets()}
+    if name not in found:
+        near = closest(name, found)
+        hint = f"did you mean {near}? " if near else ""
+        raise BadInputError(f"{name}: no such file, and no preset; {hint}`leap-rl presets` lists all")
+    return found[name]
+
+
+def path_of(source: str) -> str:
+    """Returns the file of a preset where ``source`` is a bare name, such as ``quickstart``; any other path as it is.
+
+    Raises BadInputError where the name is unknown, or stands for a file of the current folder as well.
+    """
+    bare = re.fullmatch(r"[\w-]+", source) is not None
+    if not bare or Path(source).is_dir():
+        return source
+    if Path(source).exists():
+        if source in {preset.name for preset in presets()}:
+            raise BadInputError(f"{source}: is a preset, and a file in this folder; write ./{source} for the file")
+        return source
+    return str(find_preset(source).path)
+
+
+def copy_preset(name: str, file: str) -> None:
+    """Writes a preset to a new file. Raises BadInputError for an unknown name, and for a file that exists."""
+    preset = find_preset(name)
+    if Path(file).exists():
+        raise BadInputError(f"{file}: exists already; choose another file")
+    shutil.copyfile(preset.path, file)

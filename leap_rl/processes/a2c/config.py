@@ -1,0 +1,22 @@
+"""The configuration of a run with ``process: a2c``."""
+
+from typing import Literal
+
+from leap_rl.atari.games import game_of, is_gymnasium_id
+from leap_rl.config import require
+from leap_rl.processes.games import GamesConfig
+
+
+class A2CConfig(GamesConfig):
+    """The configuration of a run with ``process: a2c``."""
+
+    process: Literal["a2c"] = "a2c"
+
+    def check(self) -> None:
+        """Raises ValueError, one line, where keys do not go together."""
+        super().check()
+        for key in ("games", "validation", "held_out"):
+            for name in getattr(self.tasks, key):
+                hint = f"; did you mean {game_of(name)}?" if game_of(name) else ""
+                problem = f"tasks.{key} = {name}: only process = rllib has Gymnasium's ids{hint}"
+                require(not is_gymnasium_id(name), problem)

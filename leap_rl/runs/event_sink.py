@@ -1,0 +1,50 @@
+"""TensorBoard as a sink: one run for the meta-steps, plotted against the meta-step, and one for each game."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leap_rl.measures import Measures
+from leap_rl.runs.metrics import META, Point, layout
+from leap_rl.runs.sink import Sink
+
+if TYPE_CHECKING:  # needs TensorBoard, which is an extra
+    from leap_rl.files.event_files import EventFile
+
+
+class EventSink(Sink):
+    """Writes event files below ``folder``, which is not asked for before it is needed.
+
+    TensorBoard hides points from ``first_step`` of a series on that an interrupted session has written.
+    """
+
+    def __init__(
+        self, name: str, folder: Callable[[], Path], first_step: Callable[[str], int], measures: Measures
+    ) -> None:
+        self.name = name
+        self._folder, self._first_step, self._measures = folder, first_step, measures
+        self._files: dict[str, EventFile] = {}
+
+    def about(self, texts: Mapping[str, str]) -> None:
+        self._file(META).add_layout(layout(self._measures))
+        for name, text in texts.items():
+            self._file(META).add_text(name, text)
+
+    def log(self, rows: Sequence[dict[str, Any]], points: Sequence[Point]) -> None:
+        for point in points:
+            self._file(point.series).add_scalar(point.name, point.value, point.step)
+
+    def picture(self, name: str, png: bytes, meta_step: int) -> None:
+        self._file(META).add_png(name, png, meta_step)
+
+    def _file(self, series: str) -> "EventFile":
+        if series not in self._files:
+            from leap_rl.files.event_files import EventFile
+
+            folder = series.replace(":", "_").replace(",", "_").replace("=", "")
+            self._files[series] = EventFile(self._folder() / folder, self._first_step(series))
+        return self._files[series]
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,187 @@
+"""Does what was meta-learned on some variants of a game make others faster to learn? The study of docs/transfer.md.
+
+    python -m studies.transfer ceiling      an initialization trained on the very game that is then learned
+    python -m studies.transfer screening    one change at a time to the rule, the meta-optimizer and the agent
+    python -m studies.transfer confirmation what won, on test variants
+    python -m studies.transfer longer       what is shipped, on the same variants for three times as long
+
+Every stage is a list of `leap-rl train` and `leap-rl evaluate` commands below runs/transfer/, each in one process on
+one core, so that a stage that was stopped goes on where it was. What came out is gathered in docs/transfer/STAGE.csv:
+the learning curves of all evaluations, with a column that names the evaluation.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+RUNS, RESULTS = Path("runs/transfer"), Path("docs/transfer")
+CONFIG = "configs/atari.yaml"
+SERIAL = ["backend=serial", "workers.count=1"]
+
+Command = list[str]
+Job = list[Command]  # one after the other
+Phase = list[Job]  # side by side; a phase begins when the one before has ended
+
+
+def evaluation(runs: Sequence[Path], games: Sequence[str], seeds: int, steps: int, out: str, *keys: str) -> Command:
+    """Returns the command that trains from the initializations of runs and from random ones."""
+    where = keys or SERIAL
+    return ["evaluate", *map(str, runs), *where, "--games", *games, "--seeds", str(seeds), "--agent-steps", str(steps),
+            "--out", str(runs[0].parent / out)]  # fmt: skip
+
+
+def ceiling() -> Iterator[Phase]:
+    """Trains a whole network on a game, then starts on the same game from it: from its encoder, and from all of it."""
+    jobs = []
+    for game in ("breakout", "space_invaders", "freeway", "pong"):
+        run = RUNS / "ceiling" / game
+        train = ["train", CONFIG, f"run.dir={run}", f"tasks.games=[{game}]", "tasks.held_out=[]", "meta.rule=reptile",
+                 "meta.lr=1", "meta.steps=1", "meta.batch_size=1", "meta.max_task_norm=null", "meta.parameters=all",
+                 "task.agent_steps=600_000", *SERIAL]  # fmt: skip
+        whole = evaluation([run], [game], 2, 150_000, f"{game}-all")
+        encoder = evaluation([run], [game], 2, 150_000, f"{game}-encoder", "meta.parameters=encoder", *SERIAL)
+        jobs.append([train, whole, encoder])
+    yield jobs
+
+
+# Four variants of each game are kept for the confirmation, and two are to choose by. This seed is the first whose test
+# variants of Breakout leave out modes 0, 4, 8, 12, 16, 24 and 28, which a probe before this study had looked at.
+POOL = ["tasks.games=['breakout:mode=*', 'space_invaders:mode=*']", "tasks.held_out=[]",
+        "tasks.split={validation: 2, held_out: 4, seed: 301}"]  # fmt: skip
+BASE = ["meta.rule=reptile", "meta.lr=1", "meta.parameters=all", "meta.max_task_norm=null", "meta.batch_size=4",
+        "meta.steps=3", "task.agent_steps=100_000"]  # fmt: skip
+
+# What differs from BASE. The runs of a group have the agent of BASE: they are evaluated beside one random arm.
+SERIAL_TASKS = ["meta.batch_size=1", "meta.steps=12"]  # as many agent steps as BASE's, one task after the other
+META_FACTORS: dict[str, dict[str, list[str]]] = {
+    "serial": {
+        "serial12": SERIAL_TASKS,
+        "serial_leap": [*SERIAL_TASKS, "meta.rule=leap", "meta.max_task_norm=10"],
+    },
+    "rules": {
+        "base": [],
+        "leap": ["meta.rule=leap", "meta.max_task_norm=10"],
+        "length": ["meta.rule=leap", "meta.metric=length", "meta.use_loss=false", "meta.lr=0.1"],
+        "leap_paired": ["meta.rule=leap", "meta.max_task_norm=10", "meta.loss_difference=paired"],
+    },
+    "steps": {
+        "unit_norm": ["meta.normalize_tasks=true", "meta.lr=10"],
+        "nesterov": ["meta.optimizer=nesterov", "meta.momentum=0.9", "meta.lr=0.7"],
+        "adam_0.003": ["meta.optimizer=adam", "meta.lr=0.003"],
+        "adam_0.01": ["meta.optimizer=adam", "meta.lr=0.01"],
+    },
+    "losses": {
+        "leap_smoothed": ["meta.rule=leap", "meta.max_task_norm=10", "meta.loss_difference=smoothed"],
+        "leap_weighted": ["meta.rule=leap", "meta.max_task_norm=10", "meta.loss_weight=0.01"],
+    },
+}
+# Runs whose agent differs from BASE's have a random arm of their own.
+AGENT_FACTORS: dict[str, list[str]] = {
+    "popart": ["agent.value_scale=popart"],
+    "layer_norm": ["agent.layer_norm=true"],
+    "value_gain_0": ["agent.value_gain=0"],
+    "squares_at_1": ["agent.rmsprop_start=ones"],
+    "corrected": ["agent.rmsprop_start=corrected"],
+    "heads_first": ["agent.head_updates=100"],
+    "popart_leap": ["agent.value_scale=popart", "meta.rule=leap", "meta.max_task_norm=10"],
+}
+
+
+def training(run: Path, changes: Sequence[str]) -> Command:
+    """Returns the command that meta-trains on the training variants of POOL."""
+    return ["train", CONFIG, f"run.dir={run}", *POOL, *BASE, *changes, *SERIAL]
+
+
+def screening() -> Iterator[Phase]:
+    """Trains and evaluates with one change at a time, on variants to choose by.
+
+    The rule, written down before the first result: a change is taken up where the logarithm of the area under the
+    learning curve, against BASE on the same variants and seeds, rises by 0.1 or more in the mean and on three of the
+    four validation variants; an agent's key is kept where it does so for the random or for the meta-learned arm. What
+    is not kept is deleted from the program.
+    """
+    folder, chosen = RUNS / "screening", (["validation"], 2, 50_000)
+
+    def train(name: str, changes: Sequence[str]) -> Command:
+        return training(folder / name, changes)
+
+    def group(name: str) -> Iterator[Phase]:
+        factors = META_FACTORS[name]
+        yield [[train(run, changes)] for run, changes in factors.items()]
+        runs = [folder / run for run in factors]
+        yield [[evaluation(runs, *chosen, f"{name}-validation", "backend=ray", "workers.count=2")]]
+
+    yield from group("serial")
+    yield from group("rules")
+    yield [
+        [train(name, changes), evaluation([folder / name], *chosen, f"{name}-validation")]
+        for name, changes in AGENT_FACTORS.items()
+    ]
+    yield from group("steps")
+    yield from group("losses")
+
+
+def confirmation() -> Iterator[Phase]:
+    """Trains what the screening left, twice as long, and evaluates it on the variants that no choice has looked at."""
+    run = RUNS / "confirmation" / "serial24"
+    yield [[training(run, ["meta.batch_size=1", "meta.steps=24"])]]
+    yield [[evaluation([run], ["held_out"], 5, 50_000, "serial24-held_out", "backend=ray", "workers.count=2")]]
+
+
+def longer() -> Iterator[Phase]:
+    """Evaluates pretrained:variants, which the confirmation has trained, for as long as random weights need to learn
+    something on most test variants."""
+    yield [
+        [["evaluate", "pretrained:variants", *SERIAL, "--seeds", "3", "--agent-steps", "150_000",
+          "--out", str(RUNS / "longer" / "variants-held_out")]]
+    ]  # fmt: skip
+
+
+STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
+    "ceiling": ceiling, "screening": screening, "confirmation": confirmation,
+    "longer": longer,
+}  # fmt: skip
+
+
+def run_job(job: Job) -> None:
+    """Runs commands in turn. Raises CalledProcessError where one fails; the same call goes on from there."""
+    for command in job:
+        print("leap-rl", *command, flush=True)
+        subprocess.run([sys.executable, "-m", "leap_rl.cli", *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def collect(stage: str) -> None:
+    """Gathers the learning curves of a stage's evaluations in one CSV file."""
+    rows = []
+    for path in sorted((RUNS / stage).glob("*/curves.csv")):
+        with path.open() as file:
+            rows += [{"evaluation": path.parent.name, **row} for row in csv.DictReader(file)]
+    if not rows:
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / f"{stage}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side; each takes one core")
+    arguments = parser.parse_args()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            for phase in STAGES[arguments.stage]():
+                list(pool.map(run_job, phase))
+                collect(arguments.stage)
+        finally:
+            collect(arguments.stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The keys with which classification goes as the code of the paper's authors does, beside torch's own modules."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leap_rl.config_files import load_config
+from leap_rl.processes import continue_process, initial_parameters, start_process
+from leap_rl.processes.classification.data import (
+    Problem,
+    held_out_batch,
+    load_problem,
+    split,
+    training_batch,
+)
+from leap_rl.types import Task
+from tests.alphabets import tiny_config, write_zip
+from tests.helpers import another_process
+
+TASK = Task(0, 0, "Script_2", seed=11)
+AUTHORS = {
+    "classifier.pooling": "before_norm",
+    "classifier.norm": "running",
+    "alphabets.sampling": "permutation",
+    "alphabets.held_out_drawings": "first",
+    "alphabets.order": "training_first",
+}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    return write_zip(tmp_path_factory.mktemp("omniglot") / "images.zip")
+
+
+class Reference(nn.Module):
+    """Convolution → pooling → batch norm with running averages → ReLU, four times."""
+
+    def __init__(self, filters):
+        super().__init__()
+        self.encoder = nn.ModuleDict()
+        for block in range(1, 5):
+            self.encoder[f"conv{block}"] = nn.Conv2d(1 if block == 1 else filters, filters, 3, padding=1, bias=False)
+            self.encoder[f"norm{block}"] = nn.BatchNorm2d(filters)
+        self.head = nn.Linear(filters, 20)
+
+    def forward(self, x):
+        for block in range(1, 5):
+            x = nn.functional.max_pool2d(self.encoder[f"conv{block}"](x), 2)
+            x = nn.functional.relu(self.encoder[f"norm{block}"](x))
+        return self.head(x.flatten(1))
+
+
+def test_a_task_is_trained_and_scored_as_torchs_modules_do(archive):
+    """Training mode with torch's SGD, then evaluation mode, 20 drawings at a time."""
+    config = tiny_config(archive, **AUTHORS)
+    process = start_process(config, TASK, initial_parameters(config, 0))
+    network = Reference(config.classifier.filters)
+    network.load_state_dict({**network.state_dict(), **process.parameters})
+    optimizer = torch.optim.SGD(network.parameters(), config.classifier.lr)
+    *_, last = process.walk()
+    network.train()
+    for step in range(config.num_updates):
+        batch = training_batch(
+            process.problem, config.classifier.batch_size, process.data_seed, step, "permutation"
+        )  # fmt: skip
+        optimizer.zero_grad()
+        F.cross_entropy(network(batch.images), batch.labels).backward()
+        optimizer.step()
+    for name, value in process.parameters.items():
+        assert torch.allclose(value, network.get_parameter(name), atol=1e-4), name
+    for block in range(1, 5):
+        norm = network.encoder[f"norm{block}"]
+        mean, variance = process.running.of(block)
+        assert torch.allclose(mean, norm.running_mean, atol=1e-4)
+        assert torch.allclose(variance, norm.running_var, atol=1e-4)
+    network.eval()
+    drawings = held_out_batch(process.problem, process.data_seed)
+    with torch.no_grad():
+        guesses = torch.cat([network(part).argmax(dim=1) for part in torch.split(drawings.images, 20)])
+    assert last.statistics["held_out_correct"] == int((guesses == drawings.labels).sum())
+    assert last.statistics["held_out_images"] == 100
+
+
+def test_paired_losses_leave_no_trace_in_the_running_averages(archive):
+    once, paired = (
+        tiny_config(archive, **AUTHORS, **{"meta.loss_difference": kind}) for kind in ("successive", "paired")
+    )
+    processes = [start_process(config, TASK, initial_parameters(config, 0)) for config in (once, paired)]
+    for process in processes:
+        list(process.walk())
+    ours, theirs = (process.running.values for process in processes)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def walk_on(config, state):
+    process = continue_process(config, TASK, state)
+    next(process.walk())
+    return process.state()
+
+
+def test_running_averages_go_on_elsewhere(archive):
+    config = tiny_config(archive, **AUTHORS, **{"stream.segment_updates": 2})
+    process = start_process(config, TASK, initial_parameters(config, 0))
+    walk = process.walk()
+    next(walk)
+    with another_process() as pool:
+        elsewhere = pool.submit(walk_on, config, process.state()).result()
+    next(walk)
+    here = process.state()
+    assert any(name.startswith("running/") for name in here)
+    assert here.keys() == elsewhere.keys()
+    assert all(torch.equal(value, elsewhere[name]) for name, value in here.items())
+
+
+@pytest.mark.parametrize("size", [20, 7, 300, 301])
+def test_a_permutation_has_every_drawing_once_before_any_comes_again(size):
+    numbered = torch.arange(300, dtype=torch.uint8).view(20, 15, 1, 1).expand(20, 15, 28, 28)
+    problem = Problem(numbered, numbered[:, :5])
+    labels = [training_batch(problem, size, 3, step, "permutation").labels for step in range(-(-600 // size))]
+    seen = torch.cat(labels)[:600]
+    for turn in torch.split(seen, 300):
+        assert torch.bincount(turn).tolist() == [15] * 20
+    assert not torch.equal(seen[:300], seen[300:])
+    again = training_batch(problem, size, 3, 1, "permutation")
+    assert torch.equal(again.labels, labels[1]), "a batch is a function of seed and step"
+
+
+def test_the_first_drawings_are_held_out(archive):
+    first, last = (
+        load_problem(tiny_config(archive, **{"alphabets.held_out_drawings": kind}).alphabets, "Script_2")
+        for kind in ("first", "last")
+    )
+    whole_first = torch.cat([first.held_out, first.train], dim=1)
+    assert torch.equal(whole_first, torch.cat([last.train, last.held_out], dim=1))
+    assert first.held_out.shape[1] == last.held_out.shape[1] == 5
+
+
+def test_alphabets_to_train_on_come_first_and_the_next_are_held_out(archive):
+    names = [f"Script_{i}" for i in range(6)]
+    for train in (1, 3):
+        config = tiny_config(archive, **AUTHORS, **{"alphabets.train": train, "alphabets.held_out": 2}).alphabets
+        shuffled = [names[index] for index in np.random.default_rng(config.split).permutation(6)]
+        assert split(config) == (shuffled[:train], shuffled[train + 2 :], shuffled[train : train + 2])
+
+
+def test_the_preset_has_them_all():
+    config = load_config("configs/omniglot_authors.yaml")
+    for key, value in AUTHORS.items():
+        section, _, name = key.partition(".")
+        assert getattr(getattr(config, section), name) == value
