@@ -1,4 +1,4 @@
-"""RLlib's PPO from a meta-learned encoder, and from a random one.
+"""Trains RLlib's PPO from a meta-learned encoder, and from a random one.
 
 leap-rl train configs/quickstart.yaml
 leap-rl export runs/quickstart --to rllib --out encoder
@@ -14,13 +14,13 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune.registry import register_env
 
-from leap_rl.config import EnvConfig
+from leap_rl.atari.config import EnvConfig
+from leap_rl.processes.rllib.envs import AtariGame, FloatImage
 from leap_rl.rllib import load_encoder
-from leap_rl.rllib.envs import AtariGame, FloatImage
 
 
 def build_ppo(folder: str, game: str, batch_size: int, seed: int) -> Algorithm:
-    """PPO with RLlib's default network, of the shape that the export has, on frames as it was trained on."""
+    """Returns PPO with RLlib's default network in the shape of the export, on the frames that the encoder knows."""
     description = json.loads((Path(folder) / "config.json").read_text())
     env_config = EnvConfig(**description["env"])
     register_env("game", lambda _: FloatImage(AtariGame(game, env_config, seed)))

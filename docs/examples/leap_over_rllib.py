@@ -1,4 +1,4 @@
-"""Reptile and Leap in your own RLlib script: two PPO agents from one start, then one meta-step.
+"""Takes a meta-step of Leap in an RLlib script: trains two PPO agents from one start, and steps the start.
 
 python docs/examples/leap_over_rllib.py
 """
@@ -14,7 +14,8 @@ META_LR = 0.1
 
 
 def train(env: str, initialization: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The meta-gradient of PPO's path on ``env`` from an encoder; an empty one is filled with what PPO starts from."""
+    """Returns the meta-gradient of PPO's path on ``env`` from an encoder. An empty ``initialization`` is filled with
+    the encoder that PPO starts from."""
     config = PPOConfig().environment(env).env_runners(num_env_runners=0)
     config.training(train_batch_size_per_learner=200, minibatch_size=50, num_epochs=2).debugging(seed=1)
     config.learners(learner_class=leap_learner(PPOTorchLearner))
