@@ -1,6 +1,7 @@
 """Meta-learning rules, each by an identity; and paired loss differences, by finite differences and by hand."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -15,7 +16,7 @@ from leap_rl.meta.learner import MetaLearner
 from leap_rl.meta.rules import make_path, without_heads
 from leap_rl.processes import continue_process, start_process
 from leap_rl.processes.a2c.process import initial_parameters
-from leap_rl.types import Checkpoint, Task
+from leap_rl.types import SHARED, Broadcast, Checkpoint, Task
 from tests.helpers import meta_batch, parcels, tiny_config
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -122,7 +123,9 @@ def test_rules_differ_in_the_increment_and_in_nothing_else(tmp_path):
         config = tiny_config(**{"meta.rule": rule, "run.dir": str(tmp_path / rule), "task.agent_steps": 120})
         (tmp_path / rule).mkdir()
         with SerialBackend(config) as backend:
-            list(backend.run_tasks(meta_batch(config, 0), Checkpoint(0, initial_parameters(config, 0), {})))
+            first = initial_parameters(config, 0)
+            learner = functools.partial(MetaLearner, config.meta, Checkpoint(0, first, {}))
+            list(backend.run_tasks(meta_batch(config, 0), Broadcast({SHARED: first}), learner))
             outcome = backend.meta_step()
         losses.add(tuple(report.statistics["loss_sum"] for report in outcome.tasks))
         gradients[rule] = outcome.meta_gradient_norm
