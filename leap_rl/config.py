@@ -7,7 +7,7 @@ value and what is allowed.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -115,6 +115,9 @@ class Config(Section):
     """What the configurations of all learning processes have in common. Each process adds its own sections and checks
     in a subclass (see ``leap_rl.processes``)."""
 
+    # What a path cannot do alone ("maml", "paired", "smoothed", "loss_weight") is refused, unless the process does it.
+    carries_out: ClassVar[frozenset[str]] = frozenset()
+
     process: str
     run: RunConfig
     backend: Literal["ray", "serial"] = "ray"
@@ -181,6 +184,16 @@ class Config(Section):
             meta.use_loss or meta.loss_difference == "successive",
             f"meta.loss_difference = {meta.loss_difference}: needs meta.use_loss = true, since no loss enters the path "
             "without it",
+        )
+        missing = f"process = {self.process} does not have it"
+        require(meta.rule != "maml" or "maml" in self.carries_out, f"meta.rule = maml: {missing}")
+        require(
+            meta.loss_difference == "successive" or meta.loss_difference in self.carries_out,
+            f"meta.loss_difference = {meta.loss_difference}: {missing}",
+        )
+        require(
+            meta.loss_weight == 1 or "loss_weight" in self.carries_out,
+            f"meta.loss_weight = {meta.loss_weight}: {missing}",
         )
         needed = 2 if meta.rule == "leap" and meta.use_loss and meta.loss_difference != "paired" else 1
         update = (

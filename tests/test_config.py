@@ -128,7 +128,7 @@ REFUSED = [
     ("backend=rya", "backend = rya", "'ray' or 'serial'"),
     ("meta.metric=lenght", "meta.metric = lenght", "'energy' or 'length'"),
     ("meta.rule=mamal", "meta.rule = mamal", "'leap', 'reptile', 'fomaml', 'maml', 'joint' or 'none'"),
-    ("meta.rule=maml", "meta.rule = maml", "only process = classification has it", "not a2c"),
+    ("meta.rule=maml", "meta.rule = maml: process = a2c does not have it"),
     ("process=sac", "process = sac", "'a2c', 'classification', 'gymnasium' or 'rllib'"),
     ("process=classification", "tasks: only process = a2c, gymnasium or rllib has it", "not classification"),
     ("alphabets.train=3", "alphabets: only process = classification has it", "not a2c"),

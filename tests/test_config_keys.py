@@ -6,6 +6,8 @@ import pytest
 
 from leap_rl.config import FREE_ON_RESUME, config_hash, flatten, identity
 from leap_rl.config_files import all_keys, load_config, parse_config
+from leap_rl.processes.agents import AgentConfig
+from leap_rl.processes.rllib.config import RLlibConfig
 from leap_rl.types import BadInputError
 from tests.helpers import MINIMAL, classification_config, nest
 
@@ -105,6 +107,8 @@ def test_sections_of_another_process_are_neither_allowed_nor_written_down(load):
         ({"classifier.batch_size": 1}, ("classifier.batch_size = 1", "greater than or equal to 2")),
         ({"task.agent_steps": 1}, ("task.agent_steps = 1: must be more than 1: a path needs 2 gradient steps",)),
         ({"agent.lr": 0.1}, ("agent: only process = a2c, gymnasium or rllib has it, not classification",)),
+        ({"meta.loss_difference": "smoothed"}, ("meta.loss_difference = smoothed: process = classification does not",)),
+        ({"meta.loss_weight": 0.5}, ("meta.loss_weight = 0.5: process = classification does not have it",)),
         ({"meta.rule": "maml", "meta.metric": "length"}, ("meta.metric = length: only meta.rule = leap",)),
         ({"meta.rule": "joint", "meta.parameters": "all"}, ("meta.parameters = all: meta.rule = joint",)),
     ],
@@ -178,9 +182,10 @@ def test_options_of_rllib_are_kept_as_they_are(load):
         (["rllib.algorithm=PPG"], "rllib.algorithm = PPG: must be 'A2C', 'APPO', 'DQN', 'IMPALA' or 'PPO'"),
         (["rllib.options=[1]"], "rllib.options = [1]: must be a dictionary"),
         (["meta.parameters=all", "env.full_action_space=true"], "meta.parameters = all: process = rllib"),
-        (["meta.loss_difference=paired"], "meta.loss_difference = paired: process = rllib"),
-        (["agent.value_scale=popart"], "agent.value_scale = popart: only process = a2c has it, not rllib"),
-        (["agent.layer_norm=true"], "agent.layer_norm = True: only process = a2c has it, not rllib"),
+        (["meta.loss_difference=paired"], "meta.loss_difference = paired: process = rllib does not have it"),
+        (["meta.loss_weight=0.5"], "meta.loss_weight = 0.5: process = rllib does not have it"),
+        (["agent.value_scale=popart"], "agent.value_scale = popart: process = rllib does not have it"),
+        (["agent.layer_norm=true"], "agent.layer_norm = True: process = rllib does not have it"),
         (["env.center=background"], "env.center = background: only process = a2c has it"),
         (["device=cuda", "workers.gpus=1"], "device = cuda: process = rllib"),
         (["agent.unroll=20"], "agent.unroll = 20: PPO has options of its own for it; give rllib.options"),
@@ -192,6 +197,19 @@ def test_what_process_rllib_does_not_have(load, overrides, message):
     with pytest.raises(BadInputError) as error:
         load("process=rllib", *overrides)
     assert str(error.value).startswith(message)
+
+
+def test_a_key_of_the_agent_that_rllib_does_not_know_is_refused(load):
+    class Agent(AgentConfig):
+        patience: int = 3
+
+    class Configuration(RLlibConfig):
+        agent: Agent
+
+    tree = load("process=rllib").model_dump()
+    assert Configuration.model_validate(tree).agent.patience == 3
+    with pytest.raises(ValueError, match=r"agent.patience = 4: process = rllib does not have it"):
+        Configuration.model_validate(tree | {"agent": tree["agent"] | {"patience": 4}})
 
 
 def test_a2c_on_rllib_takes_the_keys_of_our_own(load):

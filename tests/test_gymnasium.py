@@ -283,8 +283,8 @@ def test_a_run_is_trained_and_evaluated(tmp_path, run_main):
         ({"env": {"id": "CartPole-v1"}}, "env.id = CartPole-v1: unknown key"),
         ({"precision": "bf16"}, "precision = bf16: process = gymnasium computes in fp32"),
         ({"workers.cpus": 2}, "workers.cpus = 2: process = gymnasium steps its environments on one core"),
-        ({"agent.layer_norm": True}, "agent.layer_norm = true: only process = a2c has it"),
-        ({"meta.rule": "maml"}, "meta.rule = maml: only process = classification has it"),
+        ({"agent.layer_norm": True}, "agent.layer_norm = true: process = gymnasium does not have it"),
+        ({"meta.rule": "maml"}, "meta.rule = maml: process = gymnasium does not have it"),
         ({"tasks.games": ["pong"]}, "tasks.games = [\"pong\"]: unknown key"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from leap_rl.config_files import parse_config
 from leap_rl.processes import process_type
 from leap_rl.processes.registry import _given
 from leap_rl.runs.run_files import read_metrics
-from leap_rl.testing import ProcessError, check_process
+from leap_rl.testing import ProcessError, check_process, make_config
 from leap_rl.types import BadInputError
 from tests.cli_helpers import cli, environment, held, kill_workers, wait_for
 
@@ -78,6 +78,18 @@ def test_a_fault_is_named_in_one_line(fault, message):
         check_process(f"tests.own_processes:{fault}")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("meta.rule", "maml"), ("meta.loss_difference", "paired"), ("meta.loss_difference", "smoothed"),
+     ("meta.loss_weight", 2.0)],
+)  # fmt: skip
+def test_what_a_loop_does_not_carry_out_is_refused(key, value):
+    """It would have been ignored, or made each meta-gradient zero."""
+    with pytest.raises(BadInputError) as error:
+        make_config(SINUSOIDS, {key: value})
+    assert str(error.value) == f"{key} = {value}: process = {SINUSOIDS} does not have it"
 
 
 # Names

@@ -1,6 +1,6 @@
 """What all actor-critics have in common: the configuration of the agent, and what its numbers are called."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,8 @@ class AgentConfig(Section):
 
 class ActorCriticConfig(Config):
     """The configuration of a run whose tasks an actor-critic learns."""
+
+    carries_out: ClassVar[frozenset[str]] = frozenset({"paired", "smoothed", "loss_weight"})  # (a2c/actor_critic.py)
 
     agent: AgentConfig
 

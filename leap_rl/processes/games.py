@@ -27,10 +27,9 @@ class GamesConfig(ActorCriticConfig):
 
     def check(self) -> None:
         """Raises ValueError, one line, where keys do not go together."""
-        meta, env = self.meta, self.env
+        env = self.env
         check_parts(self.tasks, "games", "game")
         super().check()
-        require(meta.rule != "maml", f"meta.rule = maml: only process = classification has it, not {self.process}")
         require(
             env.max_episode_frames > env.noop_max,
             f"env.max_episode_frames = {env.max_episode_frames}: must exceed env.noop_max = {env.noop_max}",

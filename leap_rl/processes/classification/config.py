@@ -1,6 +1,6 @@
 """The configuration of a run with ``process: classification``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,8 @@ class ClassifierConfig(Section):
 class ClassificationConfig(Config):
     """The configuration of a run with ``process: classification``."""
 
+    carries_out: ClassVar[frozenset[str]] = frozenset({"maml", "paired"})
+
     process: Literal["classification"]
     alphabets: AlphabetsConfig = AlphabetsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -57,10 +59,6 @@ class ClassificationConfig(Config):
             "meta.parameters = all: meta.rule = joint has heads of each alphabet's own, and shares the encoder",
         )
         require(self.precision != "bf16", "precision = bf16: process = classification computes in fp32")
-        require(
-            self.meta.loss_difference != "smoothed",
-            "meta.loss_difference = smoothed: only process = a2c has it, not classification",
-        )
 
     def memory(self) -> tuple[int, str]:
         """Returns the bytes of activations and parameters of a worker, and what decides them."""

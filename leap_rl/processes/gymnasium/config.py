@@ -64,12 +64,10 @@ class GymnasiumConfig(ActorCriticConfig):
 
     def check(self) -> None:
         """Raises ValueError, one line, where keys do not go together."""
-        meta, agent = self.meta, self.agent
         check_parts(self.tasks, "environments", "environment")
         super().check()
-        require(meta.rule != "maml", "meta.rule = maml: only process = classification has it, not gymnasium")
         require(self.precision != "bf16", "precision = bf16: process = gymnasium computes in fp32")
-        require(not agent.layer_norm, "agent.layer_norm = true: only process = a2c has it, not gymnasium")
+        require(not self.agent.layer_norm, "agent.layer_norm = true: process = gymnasium does not have it")
         require(
             self.workers.cpus == 1,
             f"workers.cpus = {self.workers.cpus}: process = gymnasium steps its environments on one core",

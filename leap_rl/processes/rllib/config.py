@@ -1,12 +1,17 @@
 """The configuration of a run with ``process: rllib``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from leap_rl.config import Section, require
-from leap_rl.processes.agents import AgentConfig
 from leap_rl.processes.games import GamesConfig
+
+AGENT_KEYS = ("num_envs", "discount", "reward_clip", "lr")  # of the section agent, which all algorithms take
+A2C_OPTIONS = {  # key of the section agent, which our A2C takes besides → RLlib's name of it
+    "unroll": "rollout_fragment_length", "entropy_cost": "entropy_coeff", "value_cost": "vf_loss_coeff",
+    "optimizer": "optimizer_name", "rmsprop_decay": "rmsprop_decay", "epsilon": "epsilon", "max_grad_norm": "grad_clip",
+}  # fmt: skip
 
 
 class AlgorithmConfig(Section):
@@ -17,6 +22,8 @@ class AlgorithmConfig(Section):
 class RLlibConfig(GamesConfig):
     """The configuration of a run with ``process: rllib``."""
 
+    carries_out: ClassVar[frozenset[str]] = frozenset()  # Leap sees the losses of RLlib's own gradient steps alone
+
     process: Literal["rllib"]
     rllib: AlgorithmConfig = AlgorithmConfig()
 
@@ -26,18 +33,14 @@ class RLlibConfig(GamesConfig):
         meta = self.meta
         require(meta.rule != "joint", "meta.rule = joint: process = rllib has no common steps of several tasks")
         require(meta.parameters == "encoder", "meta.parameters = all: process = rllib meta-learns the encoder alone")
-        require(
-            meta.loss_difference == "successive",
-            f"meta.loss_difference = {meta.loss_difference}: process = rllib has successive alone",
-        )
         require(self.env.center == "none", "env.center = background: only process = a2c has it, not rllib")
         require(self.device == "cpu", "device = cuda: process = rllib runs on the CPU")
-        for name in ("value_scale", "value_gain", "rmsprop_start", "head_updates", "layer_norm"):
-            value, default = getattr(self.agent, name), AgentConfig.model_fields[name].default
-            require(value == default, f"agent.{name} = {value}: only process = a2c has it, not rllib")
-        for name in ("unroll", "entropy_cost", "value_cost", "optimizer", "rmsprop_decay", "epsilon", "max_grad_norm"):
+        for name, field in type(self.agent).model_fields.items():
             value = getattr(self.agent, name)
+            if name in AGENT_KEYS or value == field.default:
+                continue
+            require(name in A2C_OPTIONS, f"agent.{name} = {value}: process = rllib does not have it")
             require(
-                self.rllib.algorithm == "A2C" or value == AgentConfig.model_fields[name].default,
+                self.rllib.algorithm == "A2C",
                 f"agent.{name} = {value}: {self.rllib.algorithm} has options of its own for it; give rllib.options",
             )

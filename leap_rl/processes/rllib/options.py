@@ -18,7 +18,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from leap_rl.atari.games import is_gymnasium_id
 from leap_rl.files.text import closest
 from leap_rl.leap import PathAccumulator
-from leap_rl.processes.rllib.config import RLlibConfig
+from leap_rl.processes.rllib.config import A2C_OPTIONS, RLlibConfig
 from leap_rl.processes.rllib.envs import RLlibEnv, make_env
 from leap_rl.processes.rllib.network import PRECISION, shared_encoder, with_leap_encoder
 from leap_rl.rllib.a2c import A2CConfig
@@ -42,10 +42,6 @@ NOT_DATA = re.compile(
     r"optimizer$|algorithm_config_over)|_(cls|class|function)$"
 )
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-A2C_OPTIONS = {  # key of our section agent → RLlib's name of it
-    "unroll": "rollout_fragment_length", "entropy_cost": "entropy_coeff", "value_cost": "vf_loss_coeff",
-    "optimizer": "optimizer_name", "rmsprop_decay": "rmsprop_decay", "epsilon": "epsilon", "max_grad_norm": "grad_clip",
-}  # fmt: skip
 
 
 def own_network(config: RLlibConfig) -> bool:
