@@ -17,6 +17,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # float32 ends at 3e38
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Compression = Literal["none", "bf16", "int8"]  # of increments (meta/compression.py)
 
 
 class Section(BaseModel):
@@ -97,7 +98,7 @@ class TaskConfig(Section):
 
 class StreamConfig(Section):
     segment_updates: Annotated[PositiveInt, Field(description="gradient steps between increments")] = 500
-    compression: Annotated[Literal["none", "bf16", "int8"], Field(description="of increments")] = "none"
+    compression: Annotated[Compression, Field(description="of increments")] = "none"
 
 
 class FaultsConfig(Section):

@@ -50,6 +50,11 @@ def test_int8_is_off_by_half_a_step_of_its_row_at_most(seed, exponent):
         assert (error <= step * 0.5001).all()
 
 
+def test_a_compression_that_is_not_known_packs_nothing():
+    with pytest.raises(AssertionError, match="int4"):
+        pack(tensors(0), "int4")
+
+
 @pytest.mark.parametrize("compression", ["bf16", "int8"])
 def test_zeros_stay_zeros(compression):
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}

@@ -63,6 +63,12 @@ def test_variants_of_a_game_are_tried_once_and_alphabets_too():
     assert len({kind_of(alphabets, task.name) for tasks in drawn(alphabets) for task in tasks}) == 1
 
 
+def test_a_checkpoint_has_what_its_meta_optimizer_keeps():
+    kept = {name: estimate(tiny_config(**TWO, **{"meta.optimizer": name, "run.keep_checkpoints": 1}), TRIALS).disk_bytes
+            for name in ("sgd", "nesterov", "adam")}  # fmt: skip
+    assert kept["nesterov"] - kept["sgd"] == kept["adam"] - kept["nesterov"] == FAST.increment_bytes
+
+
 def test_a_trial_measures_a_real_task():
     config = tiny_config(**{"task.agent_steps": 400})
     trial = try_kind(config, "pong", seconds=0.1)

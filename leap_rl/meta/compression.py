@@ -1,4 +1,4 @@
-"""Smaller increments: bf16 halves them, int8 quarters them; what rounding loses goes into the next one.
+"""Makes increments smaller: bf16 halves them, int8 quarters them, and what rounding loses is added to the next one.
 
 This is error feedback (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, "Error
 Feedback Fixes SignSGD"): the sum of what was sent differs from the sum of what was meant by the last residual
@@ -6,24 +6,32 @@ alone. Packing is a pure function of the increment and the residual, so the bits
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
+from leap_rl.config import Compression
 from leap_rl.tensors import norm_of
 from leap_rl.types import Tensors
 
-Compression = Literal["none", "bf16", "int8"]
 _SCALE = "|scale"  # int8: one float32 for each row (first dimension) of a tensor
 
 
 def pack(tensors: Tensors, compression: Compression) -> Tensors:
-    """``tensors`` (float32) in fewer bytes."""
-    if compression == "none":
-        return tensors
-    if compression == "bf16":
-        return {name: value.to(torch.bfloat16) for name, value in tensors.items()}
+    """Returns float32 tensors in fewer bytes. :func:`unpack` knows how each was packed by its dtype alone."""
+    match compression:
+        case "none":
+            return tensors
+        case "bf16":
+            return {name: value.to(torch.bfloat16) for name, value in tensors.items()}
+        case "int8":
+            return _pack_rows(tensors)
+        case _:
+            assert_never(compression)
+
+
+def _pack_rows(tensors: Tensors) -> Tensors:
     packed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         rows = value.reshape(value.shape[0] if value.dim() else 1, -1)
@@ -34,7 +42,7 @@ def pack(tensors: Tensors, compression: Compression) -> Tensors:
 
 
 def unpack(packed: Tensors) -> Tensors:
-    """What :func:`pack` made, as float32 again; anything that was not packed as it is."""
+    """Returns what :func:`pack` was given, as float32; leaves tensors that were not packed as they are."""
     return {name: _unpack(name, value, packed) for name, value in packed.items() if not name.endswith(_SCALE)}
 
 
@@ -53,7 +61,7 @@ class Compressor:
         self.residual: dict[str, Tensor] = dict(residual or {})
 
     def pack(self, increment: Tensors) -> tuple[Tensors, float]:
-        """The packed increment, and the norm of what has been kept back so far."""
+        """Returns the packed increment, and the norm of what has been kept back so far."""
         if self._compression == "none":
             return increment, 0.0
         meant = {name: value + self.residual[name] if self.residual else value for name, value in increment.items()}

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 from heapq import heapreplace
 from typing import Any
 
-from leap_rl.config import Config
+import torch
+
+from leap_rl.config import Config, MetaConfig
 from leap_rl.meta.compression import Compressor
 from leap_rl.meta.sampling import sample_meta_batch
+from leap_rl.meta.step import meta_step
 from leap_rl.processes import initial_parameters, process_of, start_process
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Task, Tensors
@@ -57,8 +60,8 @@ def kind_of(config: Config, name: str) -> str:
 def drawn(config: Config) -> Iterator[list[Task]]:
     """Yields the tasks of each meta-step of a run, as the run will draw them."""
     names = process_of(config).parts(config).training
-    for meta_step in range(config.meta.steps):
-        yield sample_meta_batch(names, config.meta.batch_size, config.run.seed, meta_step)
+    for number in range(config.meta.steps):
+        yield sample_meta_batch(names, config.meta.batch_size, config.run.seed, number)
 
 
 def try_kind(config: Config, name: str, seconds: float) -> Trial:
@@ -105,7 +108,7 @@ def estimate(config: Config, trials: Mapping[str, Trial]) -> Costs:
     state = max(trial.state_bytes for trial in trials.values())
     increment = max(trial.increment_bytes for trial in trials.values())
     under_way = config.meta.batch_size * (config.meta.staleness + 1)
-    kept = config.run.keep_checkpoints * (3 if config.meta.optimizer == "adam" else 2) + 1
+    kept = config.run.keep_checkpoints * tensors_per_parameter(config.meta) + 1
     return Costs(
         meta_steps=config.meta.steps,
         tasks=counts.total(),
@@ -118,6 +121,13 @@ def estimate(config: Config, trials: Mapping[str, Trial]) -> Costs:
         disk_bytes=under_way * (state + 2 * increment) + kept * increment,
         streamed_bytes=round(streamed),
     )
+
+
+def tensors_per_parameter(meta: MetaConfig) -> int:
+    """Returns how many tensors of a parameter's size are in a checkpoint: itself, and what the meta-optimizer keeps."""
+    parameter = {"parameter": torch.zeros(2)}
+    kept = meta_step(parameter, {}, [parameter], meta, 0).optimizer.values()
+    return 1 + sum(value.numel() == 2 for value in kept)
 
 
 def num_workers(config: Config) -> int:
