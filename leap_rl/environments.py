@@ -1,4 +1,5 @@
-"""What A2C asks of environments that are stepped together: Atari games (atari/vector.py), or any of Gymnasium's."""
+"""Defines what A2C asks of environments that are stepped together: Atari games (atari/vector.py), any of Gymnasium's
+(processes/gymnasium/envs.py), or those of another suite."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ class Measures:
     held_out_counts: tuple[str, str] | None = None  # the same of data held out from a task, scored once at its end
     zero_shot_counts: tuple[str, str] | None = None  # the same of episodes that an evaluation plays before any update
     natural_scale: bool = False  # scores of all tasks are on one scale, 0 to 1, as they are
+    human_normalized: bool = False  # tasks are ALE's games, whose random and human scores evaluation/scores.py has
 
     @property
     def held_out_score(self) -> str:
@@ -41,13 +42,14 @@ class Measures:
 
     def zero_shot_score_of(self, statistics: Mapping[str, float]) -> float | None:
         """Returns the score before any update; None after the first segment, and where none was measured."""
-        known = self.zero_shot_counts is not None and self.zero_shot_counts[0] in statistics
-        return _quotient(statistics, self.zero_shot_counts) if known and self.zero_shot_counts else None
+        return _quotient(statistics, self.zero_shot_counts) if self.zero_shot_counts else None
 
     def shown(self, statistics: Mapping[str, float]) -> dict[str, float | None]:
         """Returns what rows and charts show of the sums of a segment or a task, by name: None for a mean over nothing,
-        and for what is scored at a task's end before it."""
-        found: dict[str, float | None] = {name: int(statistics[name]) for name in self.totals}
+        for one of a sum that is not there, and for what is scored at a task's end before it."""
+        found: dict[str, float | None] = {
+            name: int(statistics[name]) if name in statistics else None for name in self.totals
+        }
         found[self.score] = self.score_of(statistics)
         if self.held_out_counts:
             found[self.held_out_score] = self.held_out_score_of(statistics)
@@ -55,5 +57,7 @@ class Measures:
 
 
 def _quotient(statistics: Mapping[str, float], counts: tuple[str, str]) -> float | None:
-    total, number = (statistics[name] for name in counts)
-    return total / number if number else None
+    """Returns a mean; None where it is over nothing, or where the process, or an older version of it, has no such
+    sum."""
+    total, number = (statistics.get(name) for name in counts)
+    return total / number if total is not None and number else None

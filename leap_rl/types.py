@@ -125,7 +125,7 @@ class Parcel:
 
     task: Task
     sequence: int  # number of the segment within the task, from 0
-    attempt: int  # how often the task had been taken up before
+    attempt: int  # rises each time that the task is taken up; not a count (streaming.py)
     packed: Tensors  # the meta-gradient (meta/compression.py)
     path: PathSums
     last: bool
@@ -201,7 +201,7 @@ class Notice:
 
 
 class Parts(NamedTuple):
-    """Names of a family's tasks in three parts, each in its own order."""
+    """Names of all tasks in three parts, each in its own order."""
 
     training: list[str]
     validation: list[str]
@@ -219,12 +219,12 @@ class Frame(NamedTuple):
 class LearningProcess(Protocol):
     """Walks a path on one task's loss surface: a generator of increments over explicit state.
 
-    A process is built from a configuration, a task and an attempt; then either :meth:`start` or :meth:`load_state` is
+    A process is built from a configuration and a task; then either :meth:`start` or :meth:`load_state` is
     called, once; then :meth:`walk`.
     """
 
     def start(self, initialization: Tensors) -> None:
-        """Starts the task at the shared initialization. Raises ValueError where it does not fit."""
+        """Starts the task at the shared initialization. Raises an exception, of any kind, where it does not fit."""
         ...
 
     def load_state(self, state: Tensors) -> None:

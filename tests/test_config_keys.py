@@ -186,7 +186,7 @@ def test_options_of_rllib_are_kept_as_they_are(load):
         (["meta.loss_weight=0.5"], "meta.loss_weight = 0.5: process = rllib does not have it"),
         (["agent.value_scale=popart"], "agent.value_scale = popart: process = rllib does not have it"),
         (["agent.layer_norm=true"], "agent.layer_norm = True: process = rllib does not have it"),
-        (["env.center=background"], "env.center = background: only process = a2c has it"),
+        (["env.center=background"], "env.center = background: process = rllib does not have it"),
         (["device=cuda", "workers.gpus=1"], "device = cuda: process = rllib"),
         (["agent.unroll=20"], "agent.unroll = 20: PPO has options of its own for it; give rllib.options"),
         (["process=a2c", "rllib.algorithm=DQN"], "rllib: only process = rllib has it, not a2c"),

@@ -174,7 +174,8 @@ def test_scores_are_raw_and_an_episode_that_is_cut_goes_on_with_its_value():
     taken, take = [], process.actor.envs.step
     process.actor.envs.step = lambda actions: taken.append(take(actions)) or taken[-1]
     rollout = process.actor.unroll(process.network)
-    assert (rollout.num_episodes, rollout.score, rollout.episode_length) == (4, -20.0, 20)
+    counted = {name: rollout.statistics[name] for name in ("episodes", "score_sum", "episode_length_sum")}
+    assert counted == {"episodes": 4, "score_sum": -20.0, "episode_length_sum": 20}
     last = taken[4]
     assert last.truncated.all()
     assert not last.terminated.any()

@@ -1,5 +1,6 @@
 """The numbers of a run, by hand; and the sinks that they go to."""
 
+import dataclasses
 import io
 
 import pytest
@@ -42,6 +43,12 @@ def test_a_row_is_of_a_segment_or_of_the_whole_task():
     assert (task["episodes"], task["path_length"], task["moves"], task["loss_rises"]) == (4, 2.0, 10, 4)
     assert (task["meta_step"], task["slot"], task["game"]) == (3, 0, "pong")
     assert "path_length" not in segment
+
+
+def test_what_a_process_or_an_older_ledger_does_not_sum_is_shown_as_none():
+    lacking = {name: value for name, value in SEGMENT.items() if name not in ("entropy_sum", "episodes")}
+    row = task_row("segment", dataclasses.replace(report(), segment=lacking), MEASURES)
+    assert (row["entropy"], row["episodes"], row["episodic_return"], row["loss"]) == (None, None, None, 2.0)
 
 
 def test_points_of_a_game_stand_after_the_tasks_of_the_meta_steps_before():

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from leap_rl.atari.games import META_TRAINING, catalogue
 from leap_rl.evaluation import statistics
-from leap_rl.evaluation.scores import reference_scores
+from leap_rl.evaluation.scores import ReferenceScores, reference_scores, scale
 from leap_rl.evaluation.statistics import (
     Estimate,
     interquartile_mean,
@@ -23,6 +23,7 @@ from leap_rl.evaluation.statistics import (
     paired_interquartile_mean_difference,
     probability_of_improvement,
 )
+from leap_rl.processes import process_type
 
 untimed = settings(deadline=None, max_examples=50)
 
@@ -189,3 +190,10 @@ def test_normalized_scores_put_random_play_at_0_and_the_human_at_1():
 def test_games_of_the_paper_without_an_entry_are_known():
     assert {game for game in META_TRAINING if reference_scores(game) is None} == {"air_raid", "carnival", "pooyan"}
     assert reference_scores("breakout:mode=4") is None, "another mode is another game"
+
+
+def test_a_task_of_another_suite_is_not_measured_by_the_game_of_the_same_name():
+    measures = {name: process_type(name).measures for name in ("a2c", "rllib", "gymnasium", "classification")}
+    assert scale(measures["a2c"], "pong") == scale(measures["rllib"], "pong") == reference_scores("pong")
+    assert scale(measures["gymnasium"], "pong") is None
+    assert scale(measures["classification"], "pong") == ReferenceScores(0.0, 1.0)

@@ -9,7 +9,9 @@ import torch
 
 from leap_rl.files.storage import open_storage
 from leap_rl.meta.ledger import Ledger
-from leap_rl.processes import initial_parameters, start_process
+from leap_rl.processes import initial_parameters, process_type, start_process
+from leap_rl.runs.metrics import task_row
+from leap_rl.runs.status import under_way
 from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.streaming import TaskStream
 from leap_rl.types import SHARED, Broadcast, StorageError, Task, TaskError
@@ -103,6 +105,15 @@ def test_attempts_rise_whoever_saved_last(storage):
     assert attempts == sorted(set(attempts)), "strictly rising"
     restarted = take_up(storage, PLAIN)  # by a driver that knows of none of them
     assert restarted.ledger.attempt > max(report.attempt for report in restarted.ledger.reports)
+
+
+def test_a_status_counts_how_often_a_task_was_taken_up_not_the_numbers_of_the_attempts(storage):
+    for attempt in range(3):
+        stream = take_up(storage, PLAIN, attempt)
+        list(islice(stream.increments(), 1))
+    rows = [task_row("segment", report, process_type("a2c").measures) for report in stream.ledger.reports]
+    assert [row["attempt"] for row in rows] == [0, 2, 5]
+    assert [task.restarts for task in under_way(rows, {TASK.place})] == [2]
 
 
 def test_a_task_that_is_done_has_nothing_to_come(storage):

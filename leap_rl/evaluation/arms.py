@@ -71,7 +71,9 @@ def parse_arms(text: str | None, process: str) -> list[ExtraArm]:
         if equals and kind != SHRINK:
             raise BadInputError(f"--arms {entry!r}: {kind} takes no value")
         if kind == FROZEN and not process_type(process).freezes:
-            raise BadInputError(f"--arms {FROZEN}: process = {process} always trains its encoder; only a2c need not")
+            raise BadInputError(
+                f"--arms {FROZEN}: process = {process} always trains its encoder; a2c and gymnasium need not"
+            )
         if kind != RANDOM_ARM:
             extra.append(ExtraArm(kind, _share(entry, number) if kind == SHRINK else 1.0))
             if extra.count(extra[-1]) > 1:

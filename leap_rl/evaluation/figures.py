@@ -47,7 +47,7 @@ def learning_curves(analysis: Analysis) -> Figure:
                 axis.plot(result.steps_to_target, target, "o", color=color, markersize=5, zorder=3)
             if result.zero_shot is not None:
                 axis.plot(0, result.zero_shot.value, "D", color=color, markersize=5, zorder=3, clip_on=False)
-        reference = None if measures.natural_scale else reference_scores(game)
+        reference = reference_scores(game) if measures.human_normalized else None
         if reference:
             axis.axhline(reference.random, color="0.6", linestyle=":", linewidth=1, label="random play")
         axis.set_title(game)

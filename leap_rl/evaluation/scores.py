@@ -37,5 +37,8 @@ def reference_scores(game: str) -> ReferenceScores | None:
 
 
 def scale(measures: Measures, task: str) -> ReferenceScores | None:
-    """Returns random and human reference scores of a task; (0, 1) for accuracies, which are comparable already."""
-    return ReferenceScores(0.0, 1.0) if measures.natural_scale else reference_scores(task)
+    """Returns which scores of a task become 0 and 1 where tasks are compared: those of random and human play for ALE's
+    games, and 0 and 1 themselves for accuracies. None where there are no such scores."""
+    if measures.natural_scale:
+        return ReferenceScores(0.0, 1.0)
+    return reference_scores(task) if measures.human_normalized else None

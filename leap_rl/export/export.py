@@ -27,7 +27,7 @@ from leap_rl.extras import require_extra
 from leap_rl.files.storage import open_storage
 from leap_rl.files.tensor_files import dump_tensors
 from leap_rl.processes.a2c.network import Encoder
-from leap_rl.processes.games import GamesConfig
+from leap_rl.processes.atari import AtariConfig
 from leap_rl.processes.layers import CONVOLUTIONS, NUM_FEATURES, screen_size_of, sides
 from leap_rl.rllib_encoder import ENCODER, RLLIB_KEYS, RLLIB_MODEL_CONFIG
 from leap_rl.runs.run import RunDirectory
@@ -35,7 +35,6 @@ from leap_rl.runs.run_files import CONFIG, fingerprint
 from leap_rl.runs.sources import Source, folder_of, read_source
 from leap_rl.types import BadInputError, LeapRLError, Tensors
 
-TARGETS = ("rllib", "torch", "sb3", "hub")
 TOLERANCE = 1e-5  # largest difference between features, which are of the order of 1
 NUM_FRAMES = 64
 LAYERS = ("conv1", "conv2", "linear")
@@ -60,7 +59,7 @@ def export_run(run: str, target: str, out: str | None, game: str | None = None) 
     difference = None
     if target == "hub":
         content = _hub(run, found, config)
-    elif not isinstance(config, GamesConfig):
+    elif not isinstance(config, AtariConfig):
         raise BadInputError(f"{run}: process = {config.process}: has no encoder of games; it can be exported --to hub")
     else:
         for extra in ("atari", "ray", "rllib") if target == "rllib" else ("atari",):
@@ -136,7 +135,7 @@ def _last_side(linear: Tensor) -> int:
     return side
 
 
-def _center(run: str, config: GamesConfig, game: str | None) -> Tensor:
+def _center(run: str, config: AtariConfig, game: str | None) -> Tensor:
     """Returns what the run subtracts from the pixels of a game, float32 [C, 1, 1]. Raises BadInputError if the run
     needs a game for it and none is given, or the other way round."""
     if config.env.center == "none" and game is not None:
@@ -160,7 +159,7 @@ def _fold(encoder: Encoder, center: Tensor) -> None:
     bias.copy_(bias.double() - (weight * center).sum((1, 2, 3)) / 255)
 
 
-def real_frames(config: GamesConfig, game: str | None = None) -> Tensor:
+def real_frames(config: AtariConfig, game: str | None = None) -> Tensor:
     """Returns frames of random play, uint8 [N, C, H, W], of the game or of the run's first game."""
     from leap_rl.atari.vector import AtariVector
 
@@ -227,7 +226,7 @@ def _renamed(encoder: Encoder, keys: dict[str, list[str]]) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def describe_input(config: GamesConfig, target: str) -> dict[str, Any]:
+def describe_input(config: AtariConfig, target: str) -> dict[str, Any]:
     """Returns a description of the images that the exported encoder takes."""
     channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
     size = config.env.screen_size

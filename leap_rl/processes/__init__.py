@@ -1,7 +1,12 @@
-"""Learning processes: whatever walks a path on a task's loss surface. ``process`` of a configuration names one.
+"""Holds the learning processes, which walk a path on a task's loss surface. ``process`` of a configuration names one.
 
-A process is one record, a :class:`ProcessType`, in a folder of its own. ``registry.py`` finds it by its name, and
-imports it where it is asked for, so that nobody waits for the libraries of another one.
+Each has two halves. Its :class:`ProcessType` (process_type.py) is one record, which says what there is to know before a
+task runs: configuration, tasks, words. For each task the record builds a ``LearningProcess`` (types.py), which trains.
+There are two base classes for that: ``TrainingLoop`` (loop.py) for a network, an optimizer and a loss, and
+``ActorCriticProcess`` (a2c/actor_critic.py) for environments.
+
+``registry.py`` finds a record by its name, and imports it where it is asked for, so that nobody waits for the libraries
+of another process.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all actor-critics have in common: the configuration of the agent, and what its numbers are called."""
+"""Defines the section ``agent``, which all actor-critics have, and what their numbers are called."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +9,8 @@ from leap_rl.measures import Measures
 
 
 class AgentConfig(Section):
+    """The section ``agent``. rllib refuses a key that processes/rllib/config.py does not name."""
+
     num_envs: PositiveInt = 32
     unroll: Annotated[PositiveInt, Field(description="agent steps per environment and update")] = 5
     discount: Fraction = 0.99
@@ -58,8 +60,9 @@ class ActorCriticConfig(Config):
         )
 
 
-def episodic(task: str, tasks: str, frame: str, paired: str) -> Measures:
-    """Returns the words of a process whose score is the return of an episode."""
+def episodic(task: str, tasks: str, frame: str, paired: str, human_normalized: bool = False) -> Measures:
+    """Returns the words of a process whose score is the return of an episode. A mean whose sums a process does not have
+    is not shown."""
     return Measures(
         task=task,
         tasks=tasks,
@@ -82,4 +85,5 @@ def episodic(task: str, tasks: str, frame: str, paired: str) -> Measures:
         },
         totals=("episodes",),
         zero_shot_counts=("zero_shot_score_sum", "zero_shot_episodes"),
+        human_normalized=human_normalized,
     )

@@ -1,4 +1,7 @@
-"""What learning processes on Atari games have in common: their tasks and environments."""
+"""Defines what learning processes on Atari games, a2c and rllib, have in common: their tasks and environments.
+
+Another suite of games does not start from here: processes/gymnasium/ is the template for one.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -18,8 +21,8 @@ from leap_rl.types import Parts
 EMULATOR, FRAMES = 700_000, 4 * 250 * 160  # bytes of an emulator, and of its last frames
 
 
-class GamesConfig(ActorCriticConfig):
-    """The configuration of a run whose tasks are games."""
+class AtariConfig(ActorCriticConfig):
+    """The configuration of a run whose tasks are Atari games."""
 
     tasks: TasksConfig
     agent: AgentConfig
@@ -61,13 +64,15 @@ class GamesConfig(ActorCriticConfig):
         return ("tasks.validation", "tasks.held_out")
 
 
-G = TypeVar("G", bound=GamesConfig)
+G = TypeVar("G", bound=AtariConfig)
 
 
-class GamesProcess(ProcessType[G]):
-    """A learning process whose tasks are Atari games and their variants."""
+class AtariProcessType(ProcessType[G]):
+    """Describes a learning process whose tasks are Atari games and their variants."""
 
-    measures = episodic("game", "games", frame="frames", paired="heads, environments and action noise")
+    measures = episodic(
+        "game", "games", frame="frames", paired="heads, environments and action noise", human_normalized=True
+    )
     shape_keys: ClassVar[tuple[str, ...]] = ("env.color", "env.frame_stack", "env.screen_size")
     training_keys: ClassVar[tuple[str, ...]] = ("agent", "env", "precision")
 

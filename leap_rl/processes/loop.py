@@ -1,6 +1,6 @@
-"""A learning process of your own in a few lines: a network, an optimizer, and the loss of a gradient step.
+"""Makes a learning process of your own a few lines: a network, an optimizer, and the loss of a gradient step.
 
-docs/examples/sinusoids.py is one. What it does not fit can be written against ``LearningProcess`` (types.py) itself.
+docs/examples/sinusoids.py is one. A process that does not fit is written against ``LearningProcess`` (types.py) itself.
 """
 
 import time
@@ -55,7 +55,7 @@ class TrainingLoop(ABC, Generic[C]):
         """Goes on where :meth:`extra_state` was taken."""
 
     def start(self, initialization: Tensors) -> None:
-        """Starts the task at the shared initialization. Raises RuntimeError where it does not fit."""
+        """Starts the task at the shared initialization. Raises RuntimeError if it does not fit."""
         self.network.load_state_dict(dict(initialization))
 
     def walk(self) -> Iterator[Increment]:

@@ -1,4 +1,4 @@
-"""What a run must know of a learning process: the interface that all processes have, ours and yours."""
+"""Defines what a run must know of a learning process: the interface that all processes have, ours and yours."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,8 @@ C = TypeVar("C", bound=Config)
 
 
 class ProcessType(ABC, Generic[C]):
-    """What a run must know of a learning process: its configuration, its tasks, its words, and how to make one.
+    """Says what a run must know of a learning process: its configuration, its tasks, its words, and how to build the
+    ``LearningProcess`` of a task.
 
     ``config`` is its class of configurations: :class:`~leap_rl.config.Config` with the sections and checks of the
     process. Methods are given instances of it.

@@ -24,7 +24,7 @@ class TaskStatus:
     name: str
     agent_steps: int
     seconds: float  # of training, of whichever workers had it
-    restarts: int  # times that it was taken up again
+    restarts: int  # times that it was taken up again, and got further
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,15 @@ def under_way(rows: Sequence[Mapping[str, Any]], places: set[Place]) -> list[Tas
     """Returns the tasks at ``places`` that have begun, as the rows of their segments say."""
     newest: dict[Place, Mapping[str, Any]] = {}
     seconds: dict[Place, float] = {}
+    attempts: dict[Place, set[int]] = {}
     for row in rows:
         place = (row["meta_step"], row.get("slot", -1))
         if row["kind"] == "segment" and place in places:
             newest[place] = row
             seconds[place] = seconds.get(place, 0.0) + row["seconds"]
+            attempts.setdefault(place, {0}).add(row["attempt"])
     return [
-        TaskStatus(row["game"], row["task_agent_steps"], seconds[place], row["attempt"])
+        TaskStatus(row["game"], row["task_agent_steps"], seconds[place], len(attempts[place]) - 1)
         for place, row in sorted(newest.items())
         if row["task_agent_steps"]
     ]

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from leap_rl.processes.a2c.config import A2CConfig
-from leap_rl.processes.games import GamesProcess
+from leap_rl.processes.atari import AtariProcessType
 from leap_rl.types import Frame, LearningProcess, Task, Tensors
 
 
-class A2C(GamesProcess[A2CConfig]):
+class A2C(AtariProcessType[A2CConfig]):
     """A2C on Atari games, as the registry knows it."""
 
     config = A2CConfig

@@ -4,10 +4,10 @@ from typing import Literal
 
 from leap_rl.atari.games import game_of, is_gymnasium_id
 from leap_rl.config import require
-from leap_rl.processes.games import GamesConfig
+from leap_rl.processes.atari import AtariConfig
 
 
-class A2CConfig(GamesConfig):
+class A2CConfig(AtariConfig):
     """The configuration of a run with ``process: a2c``."""
 
     process: Literal["a2c"] = "a2c"

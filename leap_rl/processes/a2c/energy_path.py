@@ -204,7 +204,8 @@ class PlainPath:
 
 
 def path_of_vector(config: PathConfig, parameters: Tensor, num_measured: int) -> EnergyPath | PlainPath:
-    """Returns the fastest path that does what ``meta.rule`` and its variants ask for."""
+    """Returns the fastest path that does what ``meta.rule`` and its variants ask for. A new rule needs nothing here: it
+    gets the path of ``make_path``."""
     if config.rule == "leap" and config.metric == "energy" and config.use_loss and config.loss_difference != "paired":
         return EnergyPath(parameters, num_measured, config.stabilizer)
     return PlainPath(make_path(config), parameters, num_measured)

@@ -5,7 +5,7 @@ The encoder is what Leap meta-learns in the paper's Atari experiment; the heads 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -53,10 +53,7 @@ class Rollout(NamedTuple):
     values: Tensor  # [T, B], in units of ``unit``
     actions: Tensor  # int64 [T, B]
     returns: Tensor  # [T, B], in units of ``unit``
-    clipped_reward: float  # sum over T and B
-    num_episodes: int  # those that ended
-    score: float  # theirs together, raw
-    episode_length: int  # theirs together, in agent steps
+    statistics: Mapping[str, float]  # sums over T and B, by name (docs/metrics.md)
     unit: float = 1.0  # of returns and values in the loss: PopArt's deviation of returns
 
 

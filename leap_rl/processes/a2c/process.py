@@ -10,7 +10,7 @@ from leap_rl.atari.vector import AtariVector, background
 from leap_rl.processes.a2c.actor_critic import ActorCriticProcess, draw_initialization
 from leap_rl.processes.a2c.config import A2CConfig
 from leap_rl.processes.a2c.network import ActorCritic, Encoder
-from leap_rl.processes.games import GamesConfig
+from leap_rl.processes.atari import AtariConfig
 from leap_rl.types import Tensors
 
 ZERO_SHOT_FRAMES = 18_000  # at most, of an episode: five minutes of play, as Mnih et al. 2015 evaluate
@@ -40,7 +40,7 @@ class A2CProcess(ActorCriticProcess[A2CConfig]):
         return background(self.task.name, self.config.env)
 
 
-def new_network(config: GamesConfig, num_actions: int) -> ActorCritic:
+def new_network(config: AtariConfig, num_actions: int) -> ActorCritic:
     """Returns the network for the observations of ``env``; its parameters are not drawn yet."""
     channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
     compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -48,7 +48,7 @@ def new_network(config: GamesConfig, num_actions: int) -> ActorCritic:
     return ActorCritic(encoder, num_actions, config.agent.value_gain)
 
 
-def owner_of_heads(config: GamesConfig, game: str) -> str:
+def owner_of_heads(config: AtariConfig, game: str) -> str:
     """Returns whose heads in the initialization a game takes: its ROM's, which all of its variants share, or those of
     all games (an empty string) where ``meta.parameters`` is ``all`` and every game has the same 18 actions."""
     if config.meta.parameters == "all" and config.env.full_action_space:
@@ -56,7 +56,7 @@ def owner_of_heads(config: GamesConfig, game: str) -> str:
     return parse_game(game).rom
 
 
-def initial_parameters(config: GamesConfig, seed: int) -> Tensors:
+def initial_parameters(config: AtariConfig, seed: int) -> Tensors:
     """Draws a shared initialization: name → float32 tensor of what is meta-learned."""
     owners: dict[str, Callable[[], ActorCritic]] = {}
     for game in config.tasks.games:

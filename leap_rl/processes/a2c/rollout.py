@@ -67,10 +67,12 @@ class Actor:
             values=values[:-1],
             actions=torch.stack(actions).to(self._device),
             returns=n_step_returns(rewards, discounts, values[-1]),
-            clipped_reward=clipped_reward,
-            num_episodes=len(episodes),
-            score=sum(episode.score for episode in episodes),
-            episode_length=sum(episode.length for episode in episodes),
+            statistics={
+                "clipped_reward_sum": clipped_reward,
+                "episodes": len(episodes),
+                "score_sum": sum(episode.score for episode in episodes),
+                "episode_length_sum": sum(episode.length for episode in episodes),
+            },
         )
 
     def draw_noise(self) -> Tensor:

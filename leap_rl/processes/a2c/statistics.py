@@ -1,7 +1,12 @@
-"""What is counted of the updates of a segment, and the statistics that come of it (docs/metrics.md)."""
+"""Counts the updates of a segment, and makes the statistics of an increment of them (docs/metrics.md).
 
-from dataclasses import dataclass
+A statistic of the rollout is counted where it is played (rollout.py), all others here. processes/agents.py says which
+means are shown.
+"""
 
+from dataclasses import dataclass, field
+
+from leap_rl.meta.ledger import added
 from leap_rl.processes.a2c.loss import A2CLoss
 from leap_rl.processes.a2c.network import Rollout
 
@@ -17,11 +22,8 @@ class Sums:
     value_loss: float = 0.0
     entropy: float = 0.0
     gradient_norm: float = 0.0
-    clipped_reward: float = 0.0
-    episodes: int = 0
-    score: float = 0.0
-    episode_length: int = 0
     seconds: float = 0.0
+    of_rollouts: dict[str, float] = field(default_factory=dict)  # what the rollouts count themselves (rollout.py)
     zero_shot_episodes: int = 0  # played before the first update of an evaluation's task
     zero_shot_score: float = 0.0
 
@@ -34,11 +36,8 @@ class Sums:
         self.value_loss += float(loss.value)
         self.entropy += float(loss.entropy)
         self.gradient_norm += gradient_norm
-        self.clipped_reward += rollout.clipped_reward
-        self.episodes += rollout.num_episodes
-        self.score += rollout.score
-        self.episode_length += rollout.episode_length
         self.seconds += seconds
+        self.of_rollouts = added(self.of_rollouts, rollout.statistics)
 
     def statistics(self) -> dict[str, float]:
         """Returns what an increment reports. Means are made of these sums where they are shown (measures.py)."""
@@ -51,10 +50,7 @@ class Sums:
             "value_loss_sum": self.value_loss,
             "entropy_sum": self.entropy,
             "gradient_norm_sum": self.gradient_norm,
-            "clipped_reward_sum": self.clipped_reward,
-            "episodes": self.episodes,
-            "score_sum": self.score,
-            "episode_length_sum": self.episode_length,
+            **self.of_rollouts,
         }
 
     def zero_shot_statistics(self) -> dict[str, float]:

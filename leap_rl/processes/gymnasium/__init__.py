@@ -1,4 +1,10 @@
-"""A2C on any environment of Gymnasium's with discrete actions."""
+"""Trains A2C on any environment of Gymnasium's with discrete actions.
+
+It is the template for another suite of games. Such a suite needs a vector of its environments, which keeps the contract
+of ``Vector`` (environments.py); a configuration with its names; a process, which makes vector and network
+(:class:`~leap_rl.processes.a2c.actor_critic.ActorCriticProcess` is the loop); and the record below, which
+processes/registry.py names.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from leap_rl.extras import require_extra
-from leap_rl.processes.games import GamesProcess
+from leap_rl.processes.atari import AtariProcessType
 from leap_rl.processes.rllib.config import RLlibConfig
 from leap_rl.types import LearningProcess, Task, Tensors
 
 
-class RLlib(GamesProcess[RLlibConfig]):
+class RLlib(AtariProcessType[RLlibConfig]):
     """An RLlib algorithm, as the registry knows it."""
 
     config = RLlibConfig
-    training_keys: ClassVar[tuple[str, ...]] = (*GamesProcess.training_keys, "rllib")
+    training_keys: ClassVar[tuple[str, ...]] = (*AtariProcessType.training_keys, "rllib")
 
     def resolve(self, config: RLlibConfig) -> RLlibConfig:
         """Replaces ``precision: auto`` by what this machine computes with. Raises BadInputError for an option that

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from leap_rl.config import Section, require
-from leap_rl.processes.games import GamesConfig
+from leap_rl.processes.atari import AtariConfig
 
 AGENT_KEYS = ("num_envs", "discount", "reward_clip", "lr")  # of the section agent, which all algorithms take
 A2C_OPTIONS = {  # key of the section agent, which our A2C takes besides → RLlib's name of it
@@ -19,7 +19,7 @@ class AlgorithmConfig(Section):
     options: Annotated[dict[str, Any], Field(description="of its AlgorithmConfig, by RLlib's names")] = {}  # noqa: RUF012
 
 
-class RLlibConfig(GamesConfig):
+class RLlibConfig(AtariConfig):
     """The configuration of a run with ``process: rllib``."""
 
     carries_out: ClassVar[frozenset[str]] = frozenset()  # Leap sees the losses of RLlib's own gradient steps alone
@@ -33,7 +33,7 @@ class RLlibConfig(GamesConfig):
         meta = self.meta
         require(meta.rule != "joint", "meta.rule = joint: process = rllib has no common steps of several tasks")
         require(meta.parameters == "encoder", "meta.parameters = all: process = rllib meta-learns the encoder alone")
-        require(self.env.center == "none", "env.center = background: only process = a2c has it, not rllib")
+        require(self.env.center == "none", "env.center = background: process = rllib does not have it")
         require(self.device == "cpu", "device = cuda: process = rllib runs on the CPU")
         for name, field in type(self.agent).model_fields.items():
             value = getattr(self.agent, name)
