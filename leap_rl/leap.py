@@ -1,4 +1,4 @@
-"""Leap: the meta-gradient of a learning process, from one pass over its path.
+"""Computes Leap's meta-gradient of a learning process in one pass over its path.
 
 Source: Flennerhag, Moreno, Lawrence, Damianou, "Transferring Knowledge across Learning Processes",
 ICLR 2019 (arXiv 1812.01054v3), Algorithm 1 and equation 8, with the Jacobian taken as the identity.
@@ -10,8 +10,8 @@ loss f it walks a path through the points γⁱ = (ψⁱ, f(ψⁱ)). With Δθ�
     energy (p = 2):   −( Δθⁱ + Δfⁱ ∇fⁱ )
     length (p = 1):   −( Δθⁱ + Δfⁱ ∇fⁱ ) / ‖γⁱ⁺¹ − γⁱ‖,      ‖γⁱ⁺¹ − γⁱ‖ = sqrt( ‖Δθⁱ‖² + (Δfⁱ)² )
 
-and the meta-optimizer steps θ⁰ against the sum. The path length is Σ ‖γⁱ⁺¹ − γⁱ‖, the energy its sum of
-squares; both are reported whichever of them is descended.
+and the meta-optimizer steps θ⁰ against the sum. The path length is Σ ‖γⁱ⁺¹ − γⁱ‖ and the energy is Σ ‖γⁱ⁺¹ − γⁱ‖²;
+both are reported, whichever of them the meta-gradient is of.
 
 The choices that the equation leaves open (docs/algorithm.md):
 
@@ -20,8 +20,8 @@ The choices that the equation leaves open (docs/algorithm.md):
 * Without the loss term (``use_loss=False``) Δf is 0. The energy's increments then telescope to θ⁰ − ψᴷ: Reptile.
 * K recorded points make K − 1 moves. The optimizer's last move ends at a point that is never recorded. Since its Δf is
   not known, it is left out, unless there is no loss term or one more loss is evaluated.
-* A move of length zero adds nothing. Under the length metric, nor does a move whose reciprocal length overflows. A path
-  with a non-finite loss, gradient or parameter contributes nothing at all; ``failed`` says why.
+* A move of length zero adds nothing. Under the length metric, neither does a move whose reciprocal length overflows. A
+  path with a non-finite loss, gradient or parameter contributes nothing at all; ``failed`` says why.
 * The terms −Δθⁱ of the energy telescope: their sum is computed as the difference of the path's ends, and rounds once.
 * With ``loss_difference="paired"``, f(ψⁱ⁺¹) and f(ψⁱ) are losses of one batch, so Δfⁱ is free of sampling noise.
 """
@@ -91,7 +91,7 @@ class PathAccumulator:
         self._start_piece()
 
     def _start_piece(self) -> None:
-        self._start: dict[str, Tensor] = {}  # ψ before the piece's first move; only for the energy, whose −Δθ telescope
+        self._start: dict[str, Tensor] = {}  # ψ before the piece's first move: the energy needs it, whose −Δθ telescope
         self._sum: dict[str, Tensor] = {}  # all other terms of the piece's increment
         self._at_cut = True
         self.path_length = self.energy = 0.0  # Σ ‖γⁱ⁺¹ − γⁱ‖ and Σ ‖γⁱ⁺¹ − γⁱ‖² since the start or the last cut
@@ -107,7 +107,7 @@ class PathAccumulator:
         gradients = checked("gradients", given, parameters)
         loss = loss.item() if isinstance(loss, Tensor) else loss
         self._at_cut = False
-        if self._is_finite(loss, gradient=gradients, parameter=parameters) and self.point and not self.paired:
+        if self._check_finite(loss, gradient=gradients, parameter=parameters) and self.point and not self.paired:
             self._advance(parameters, loss)
         if self.failed is None:
             self.num_points += 1
@@ -168,7 +168,7 @@ class PathAccumulator:
         """Adds the move from the newest point to (``parameters``, ``loss``), unless the loss is None."""
         parameters = checked("parameters", parameters, self.point)
         self._at_cut = False
-        if self._is_finite(0.0 if loss is None else float(loss), parameter=parameters) and loss is not None:
+        if self._check_finite(0.0 if loss is None else float(loss), parameter=parameters) and loss is not None:
             self._advance(parameters, float(loss))
 
     @torch.no_grad()
@@ -193,8 +193,8 @@ class PathAccumulator:
                 self._sum.setdefault(name, torch.zeros_like(value)).sub_(value, alpha=weight)
         self.point = copied(parameters)
 
-    def _is_finite(self, loss: float, **tensors: Named) -> bool:
-        """Returns whether these values and all earlier ones are finite; ``failed`` says which were not."""
+    def _check_finite(self, loss: float, **tensors: Named) -> bool:
+        """Notes in ``failed`` the first value that is not finite, and returns whether all were finite so far."""
         finite = {"loss": math.isfinite(loss), **{k: all(map(is_finite, v.values())) for k, v in tensors.items()}}
         self.failed = self.failed or next((f"non-finite {what}" for what, fine in finite.items() if not fine), None)
         return self.failed is None

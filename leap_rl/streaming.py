@@ -1,4 +1,4 @@
-"""One task from wherever it stands to its end: train a segment → make it durable → hand its increment out."""
+"""Trains one task from wherever it stands to its end: train a segment → make it durable → hand its increment out."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,11 @@ from leap_rl.types import Broadcast, Parcel, Task, TaskError, Tensors
 
 
 class TaskStream:
-    """A task being trained: its ledger so far, and the increments that are still to come.
+    """Continues a task from what is saved of it, or starts it from ``given``: has its ledger so far, and yields the
+    increments that are still to come.
 
-    Takes up what is saved of the task, or starts it from what is ``given``. ``attempt`` is how often the caller had it
-    taken up before; it counts on from the one that was saved, so that of two that meet the later one is the higher.
+    ``attempt`` is how often the caller has given the task out before. The saved attempt + 1 is added to it, so that of
+    two workers with one task the later has the higher number.
     """
 
     def __init__(self, config: Config, store: TaskStore, task: Task, given: Broadcast, attempt: int = 0) -> None:
@@ -27,7 +28,7 @@ class TaskStream:
         self._saved = saved
 
     def increments(self) -> Iterator[Parcel]:
-        """The increments to come, each durable before it is handed out: whoever gets it may rely on it.
+        """Yields the increments to come. Each is saved before it is handed out, so whoever gets it may rely on it.
 
         Raises TaskError, which names the task, for whatever the process raises, and StorageError.
         """
@@ -35,14 +36,14 @@ class TaskStream:
             return
         ledger, task, saved = self.ledger, self._task, self._saved
         compressor = Compressor(self._config.stream.compression, saved.residual if saved else None)
-        with _named(task):
+        with _errors_naming(task):
             if saved:
                 process = continue_process(self._config, task, saved.state)
             else:
                 process = start_process(self._config, task, self._start())
         walk = process.walk()
         while not ledger.done:
-            with _named(task):
+            with _errors_naming(task):
                 increment = next(walk)
                 state = process.state() if not increment.last else process.learned() if task.keeps_weights else {}
             packed, residual_norm = compressor.pack(increment.meta_gradient)
@@ -56,18 +57,20 @@ class TaskStream:
             yield parcel
 
     def _start(self) -> Tensors:
-        """Returns where the task starts. Raises TaskError where that is the end of a task that is not done."""
+        """Returns the weights that the task starts from. Raises TaskError if they are the last weights of a task that
+        is not done."""
         before = self._task.start.after
         if before is None:
-            return where_it_starts(self._config, self._task, self._given)
+            return starting_weights(self._config, self._task, self._given)
         saved = self._store.load(before)
         if saved is None or not saved.ledger.done:
             raise TaskError(f"{before}, whose last weights it starts from, is not done")
         return saved.state
 
 
-def where_it_starts(config: Config, task: Task, given: Mapping[str, Tensors]) -> Tensors:
-    """Returns the initialization that a task names, mixed with one that is drawn from the task's seed."""
+def starting_weights(config: Config, task: Task, given: Mapping[str, Tensors]) -> Tensors:
+    """Returns the weights that a task starts from: ``task.start.share`` of the initialization that it names, and the
+    rest drawn from its seed."""
     share, ours = task.start.share, given.get(task.start.name, {})
     if share == 1:
         return ours
@@ -78,7 +81,8 @@ def where_it_starts(config: Config, task: Task, given: Mapping[str, Tensors]) ->
 
 
 @contextmanager
-def _named(task: Task) -> Iterator[None]:
+def _errors_naming(task: Task) -> Iterator[None]:
+    """Turns any exception into a TaskError that names the task."""
     try:
         yield
     except Exception as error:

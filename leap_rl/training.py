@@ -1,4 +1,4 @@
-"""The outer loop: tasks → learning processes → increments → Leap learner → initialization → next tasks."""
+"""Runs the outer loop: tasks → learning processes → increments → Leap learner → initialization → next tasks."""
 
 import time
 from functools import partial
@@ -19,7 +19,7 @@ from leap_rl.types import SHARED, Broadcast, Checkpoint, Fault, MetaStep, Notice
 
 
 def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Monitor) -> Checkpoint:
-    """Meta-trains to ``meta.steps``, from wherever the run directory is. Returns the last checkpoint.
+    """Meta-trains to ``meta.steps``, from wherever the run stands. Returns the last checkpoint.
 
     Every meta-step is committed to the run directory before the next one starts from it.
     """
@@ -41,7 +41,9 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         learner = partial(MetaLearner, config.meta, checkpoint, config.faults.min_tasks)
         monitor.begin_meta_step(meta_step, tasks)
         outcome = None
-        while outcome is None:
+        while (
+            outcome is None
+        ):  # the learner was lost in its step: the tasks run again and bring a new one their ledgers
             for event in backend.run_tasks(tasks, given, learner):
                 if isinstance(event, Fault):
                     monitor.log_fault(event, meta_step)
@@ -55,13 +57,13 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
         progress = advance(progress, outcome, seconds)
         drift, layers = distance(checkpoint.initialization, first), drift_by_layer(first, checkpoint.initialization)
         monitor.log_meta_step(outcome, progress, drift, layers, seconds, backend.num_workers)
-        run.commit(checkpoint, progress)  # after logging: what is logged twice is dropped on a resume
+        run.commit(checkpoint, progress)  # after logging: where a run stops in between, resuming drops these rows
         monitor.show_meta_step(outcome, seconds)
     return checkpoint
 
 
 def advance(progress: Progress, outcome: MetaStep, seconds: float) -> Progress:
-    """The run's totals after one more meta-step that took ``seconds``."""
+    """Returns the run's totals after one more meta-step, which took ``seconds``."""
     return Progress(
         meta_step=outcome.meta_step + 1,
         agent_steps=progress.agent_steps + sum(int(task.statistics["agent_steps"]) for task in outcome.tasks),

@@ -8,7 +8,7 @@ from leap_rl.evaluation.evaluate import stages
 from leap_rl.files.storage import open_storage
 from leap_rl.processes import start_process
 from leap_rl.runs.task_store import TaskStore
-from leap_rl.streaming import TaskStream, where_it_starts
+from leap_rl.streaming import TaskStream, starting_weights
 from leap_rl.types import BadInputError, Broadcast, TaskError
 from tests.test_evaluation import make_run, plan
 
@@ -83,7 +83,7 @@ def find(made, arm, game="breakout"):
 
 def start(made, arm):
     task = find(made, arm)
-    return start_process(made.config, task, where_it_starts(made.config, task, made.initializations()))
+    return start_process(made.config, task, starting_weights(made.config, task, made.initializations()))
 
 
 def test_shrink_and_perturb_mixes_with_the_random_arms_own_draw(made):

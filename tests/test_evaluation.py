@@ -13,7 +13,7 @@ from leap_rl.evaluation.results import Curve, columns_of
 from leap_rl.processes import initial_parameters, process_type, start_process
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import INITIALIZATION, Progress, read_initialization
-from leap_rl.streaming import where_it_starts
+from leap_rl.streaming import starting_weights
 from leap_rl.types import Checkpoint
 from tests.cli_helpers import make_config
 
@@ -61,7 +61,7 @@ def test_arms_differ_in_the_encoder_they_start_from_and_in_nothing_else(tmp_path
     made = plan(make_run(tmp_path), games=["breakout"])
     states, encoders = {}, {}
     for task in made.tasks():
-        process = start_process(made.config, task, where_it_starts(made.config, task, made.initializations()))
+        process = start_process(made.config, task, starting_weights(made.config, task, made.initializations()))
         state, here = process.state(), (task.round, task.start.name)
         encoders[here] = {name: value for name, value in state.items() if name.startswith("network/encoder.")}
         states[here] = {name: value for name, value in state.items() if name not in encoders[here]}
@@ -82,7 +82,7 @@ def test_the_encoder_of_a_joint_run_meets_fresh_heads(tmp_path):
     assert any(name.startswith("heads/pong/") for name in given)
     made = plan(run, games=["pong"], num_seeds=1)
     processes = [
-        start_process(made.config, task, where_it_starts(made.config, task, made.initializations()))
+        start_process(made.config, task, starting_weights(made.config, task, made.initializations()))
         for task in made.tasks()
     ]
     random, joint = processes

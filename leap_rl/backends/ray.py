@@ -1,7 +1,7 @@
 """Drives Ray actors: one for each worker, and one for the Leap learner.
 
-The initialization is broadcast once per version, through the object store. Workers stream increments to the learner
-while their tasks run; the driver only decides who runs what, and asks the learner what has arrived.
+Each call of ``run_tasks`` broadcasts the initialization once, through the object store. Workers stream increments to
+the learner while their tasks run; the driver only decides who runs what, and asks the learner what has arrived.
 
 Anything may die. If a worker is lost, another one takes its task up from the last segment. If the learner is lost, a
 new one starts, at the last committed checkpoint, and the workers that take up its tasks bring their ledgers along. An
@@ -25,13 +25,13 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from ray.util.metrics import Counter as Metric
+from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_rl.backends.actors import Learner, News, Worker
 from leap_rl.backends.backend import after_error
 from leap_rl.backends.cluster import check_code, check_nodes, fits, join, leave, own_node, room
-from leap_rl.backends.work import Assignment, LostError, Start, Work, explained
+from leap_rl.backends.work import Assignment, LostError, StartingWorker, Work, explained
 from leap_rl.config import Config
 from leap_rl.meta.collector import Collector
 from leap_rl.meta.sampling import longest_first
@@ -39,7 +39,7 @@ from leap_rl.processes import process_of
 from leap_rl.types import Broadcast, Fault, LeapRLError, MetaStep, Notice, Place, Task, TaskError, TaskReport
 
 POLL_SECONDS = 1.0  # time between polls of the learner while tasks run
-NOTICE_SECONDS = 60.0  # time without progress before a notice is printed
+NOTICE_SECONDS = 60.0  # time without progress before a notice is yielded
 MAX_LOSSES = 5  # workers that one task may lose within a segment, or learners in a row, before the run stops
 MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready, before the run stops
 
@@ -56,7 +56,7 @@ class RayBackend:
         self._cost = process_of(config).seconds_per_step
         self._learner: Any = None
         self._workers: dict[Any, str | None] = {}  # worker → the node it is bound to, if any
-        self._starting: dict[Any, Start] = {}  # Ray's reference to ready() → the worker that starts
+        self._starting: dict[Any, StartingWorker] = {}  # Ray's reference to ready() → the worker that starts
         self._idle: list[Any] = []
         self._running: dict[Any, Assignment] = {}  # Ray's reference to run_task() → worker and task
         self._waiting: deque[Task] = deque()
@@ -65,10 +65,10 @@ class RayBackend:
         self._late_starts = 0  # number of workers in a row that were stopped because they started too slowly
         self._batch: list[Place] = []  # the tasks that the next meta-step averages; all their reports were seen
         self._question: Any = None  # Ray's reference to a poll of the learner that is not answered yet
-        self._asked = self._spoke = 0.0  # monotonic times: of that poll; of the latest progress or notice
+        self._asked = self._last_progress = 0.0  # monotonic times: of that poll; of the latest progress or notice
         self._learner_code: Any = None  # Ray's reference to the learner's ready(), until it is checked
         self._late_answers = self._lost_learners = self._lost_steps = 0  # numbers of learners in a row
-        self._told = 0  # number of workers without a place in the latest notice
+        self._num_announced = 0  # number of workers without a place in the latest notice
 
     @property
     def num_workers(self) -> int:
@@ -78,7 +78,7 @@ class RayBackend:
         try:
             join(self._config)
             counted = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")  # see docs/metrics.md
-            self._metrics = {name: Metric(f"leap_rl_{name}", tag_keys=("run",)) for name in counted}
+            self._metrics = {name: RayCounter(f"leap_rl_{name}", tag_keys=("run",)) for name in counted}
         except BaseException:
             ray.shutdown()
             raise
@@ -99,7 +99,7 @@ class RayBackend:
         self._work = {task.place: self._work.get(task.place, Work(task)) for task in tasks}
         if self._learner is None:
             self._start_learner()
-        self._spoke = time.monotonic()
+        self._last_progress = time.monotonic()
         while True:
             own_node()
             self._hire()
@@ -167,7 +167,7 @@ class RayBackend:
                 options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
             worker = ray.remote(Worker).options(**options).remote(self._config)
             self._workers[worker] = node
-            self._starting[worker.ready.remote()] = Start(worker)
+            self._starting[worker.ready.remote()] = StartingWorker(worker)
 
     def _assign(self) -> None:
         while self._waiting and self._idle:
@@ -232,7 +232,8 @@ class RayBackend:
             ray.kill(worker)  # it may still live on an isolated node
             del self._workers[worker]
             self._count(restarts=1)
-            self._starting |= {idle.ready.remote(): Start(idle) for idle in self._idle}  # may be lost with it
+            # Idle workers may have been lost with it, so each must answer again.
+            self._starting |= {idle.ready.remote(): StartingWorker(idle) for idle in self._idle}
             self._idle = []
             work.losses += 1
             if work.losses == MAX_LOSSES:
@@ -245,8 +246,8 @@ class RayBackend:
             self._idle.append(worker)
 
     def _take_up_again(self, done: set[Place]) -> None:
-        """Queues the tasks that no worker has and that are not ``done`` for the learner, because it was lost after they
-        ended or has refused their worker. They continue from what is saved of them."""
+        """Queues again the tasks that no worker has and whose end the learner lacks: it was lost after they ended, or
+        it refused their worker. They continue from what is saved of them."""
         held = done | {assignment.task.place for assignment in self._running.values()}
         held |= {task.place for task in self._waiting}
         left = [work.task for place, work in self._work.items() if place not in held]
@@ -280,13 +281,13 @@ class RayBackend:
         now = time.monotonic()
         missing = sum(start.placed is None for start in self._starting.values()) or int(not self._workers)
         if news and not missing:
-            self._told = 0
-        if news and (not missing or (self._running and missing == self._told)):
-            self._spoke = now
-        elif now - self._spoke > NOTICE_SECONDS:
-            self._spoke = now
+            self._num_announced = 0
+        if news and (not missing or (self._running and missing == self._num_announced)):
+            self._last_progress = now
+        elif now - self._last_progress > NOTICE_SECONDS:
+            self._last_progress = now
             if news:
-                self._told = missing
+                self._num_announced = missing
                 yield Notice(f"workers that wait for a node with room: {missing}; each asks for {room(self._config)}")
             else:
                 yield Notice(f"the Leap learner has not answered for {now - self._asked:.0f} s")
@@ -336,7 +337,8 @@ class RayBackend:
             raise
 
     def _replace_learner(self, error: LostError) -> Fault:
-        """Starts a learner at the last checkpoint. Running tasks fail at their next increment, and are queued again."""
+        """Starts a new learner, in meta-training at the last checkpoint. Running tasks fail at their next increment,
+        and are queued again."""
         if not self._late_answers:
             self._lost_learners += 1
         if self._lost_learners == MAX_LOSSES:

@@ -26,7 +26,7 @@ def explained(error: LostError, actor: Any) -> str:
 
 
 @dataclass
-class Start:
+class StartingWorker:
     """Tracks a worker that is not ready yet."""
 
     worker: Any
@@ -44,7 +44,7 @@ class Assignment:
 
 @dataclass
 class Work:
-    """One task, from when it is first given out until the meta-step that averages it."""
+    """Tracks one task, from when it is first given out until the meta-step that averages it."""
 
     task: Task
     segments: int = 0  # number of segments that were reported

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leap_rl.evaluation.plan import Plan
 from leap_rl.processes import process_of, start_process
-from leap_rl.streaming import where_it_starts
+from leap_rl.streaming import starting_weights
 from leap_rl.types import BadInputError, Frame, LearningProcess
 
 FRAMES_A_SECOND = 15  # agent steps: 60 emulator frames a second, of which an action takes 4
@@ -44,7 +44,7 @@ def trained(plan: Plan, agent_steps: int, stream: TextIO = sys.stderr) -> Iterat
     """Yields each arm's name and its process on the plan's last seed, trained for ``agent_steps``; 0: as it starts."""
     tasks = [task for task in plan.tasks() if task.round == plan.num_seeds - 1]
     for arm, task in zip(plan.arms, tasks, strict=True):
-        initialization = where_it_starts(plan.config, task, plan.initializations())
+        initialization = starting_weights(plan.config, task, plan.initializations())
         process = start_process(plan.config, replace(task, zero_shot=False), initialization)
         if agent_steps:
             done = 0.0

@@ -1,1 +1,2 @@
-"""The Leap learner: increments in, the next initialization out. It needs no games."""
+"""Turns increments into the next initialization: rules, ledgers, the Leap learner and its meta-step. Nothing here knows
+of games."""

@@ -1,4 +1,4 @@
-"""The collector: increments in, a ledger of each task out. An evaluation needs no more; the Leap learner is one too.
+"""Collects increments into a ledger for each task. Evaluations use it as it is; the Leap learner is a subclass.
 
 Increments may arrive late, twice or in any order: each is applied once, in the order of its task. So the sums, and
 their rounding, depend on nothing else.
@@ -23,10 +23,9 @@ class Collector:
         self._duplicates = self._stale = 0  # numbers of increments, since the last meta-step
 
     def adopt(self, theirs: Ledger) -> bool:
-        """A worker takes up a task: what it knows of it is taken over where it is more than is known here.
-
-        From now on older attempts are refused. False where the attempt itself is one, or the task is not due.
-        """
+        """Takes over the ledger of a worker that takes up a task, if it holds more than ours. From now on older
+        attempts are refused. Returns False if this attempt is itself older, or if the task is not due or was
+        dropped."""
         place = theirs.task.place
         ours = self._ledgers.get(place)
         if place not in self._due or (ours and (theirs.attempt < ours.attempt or ours.failed)):
@@ -38,8 +37,8 @@ class Collector:
         return True
 
     def receive(self, parcel: Parcel) -> bool:
-        """Applies an increment once and in turn. False where its sender should stop: another attempt has the
-        task now, or nobody waits for it. What was received before is ignored and counted."""
+        """Applies an increment once and in turn. Returns False if its sender should stop: another attempt has the task
+        now, or nobody waits for it. What was received before is ignored and counted."""
         place = parcel.task.place
         if place not in self._due:
             self._stale += 1

@@ -1,4 +1,5 @@
-"""The Leap learner: collects increments, and steps the shared initialization once enough tasks are done."""
+"""Defines the Leap learner, which collects increments and steps the shared initialization once enough tasks are
+done."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,13 +18,13 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 class MetaLearner(Collector):
-    """Is a collector with the shared initialization. ``checkpoint`` is where it stands; ``min_tasks`` of a batch must
-    not fail."""
+    """Collects increments and owns the shared initialization, which begins at ``checkpoint``. At least ``min_tasks`` of
+    a batch must not fail."""
 
     def __init__(self, config: MetaConfig, checkpoint: Checkpoint, min_tasks: int = 1) -> None:
         super().__init__(due(config, checkpoint), checkpoint.meta_step)
         self.config = config
-        self.checkpoint = _copied(checkpoint)  # processes in this process are given the tensors of the other one
+        self.checkpoint = _copied(checkpoint)  # with the serial backend, tasks start from the caller's tensors
         self._min_tasks = min_tasks
 
     def batch(self) -> list[Place] | None:
@@ -31,8 +32,8 @@ class MetaLearner(Collector):
         return next_batch(self.config, self.checkpoint.meta_step, self._ledgers)
 
     def step(self, batch: Sequence[Place] | None = None) -> MetaStep:
-        """Takes a meta-step with the tasks of ``batch``, which is what :meth:`batch` returned; by default, returns now.
-        More tasks may have ended since, whose reports nobody has read.
+        """Takes a meta-step with the tasks of ``batch``, as :meth:`batch` returned it; by default it is asked now. A
+        caller that reads reports gives the batch whose reports it has read, since more tasks may have ended.
 
         Failed tasks are left out of the mean. Raises LeapRLError where fewer than ``min_tasks`` are left, RuntimeError
         where the batch is not done, and what :func:`meta_step` raises.

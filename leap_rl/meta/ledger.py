@@ -1,4 +1,4 @@
-"""What has been received of one task: kept by the learner, and by the worker beside the state of its process.
+"""Keeps what has been received of one task, in the learner and, beside the state of its process, in the worker.
 
 Both apply the same increments in the same order, so both hold the same bits. The worker's copy is what becomes
 durable: a learner that was lost gets its ledgers back from the workers that take the tasks up again.
@@ -16,7 +16,7 @@ from leap_rl.types import Parcel, PathSums, Task, TaskReport
 
 
 class _Report(FileSchema):
-    """A TaskReport without its task."""
+    """Describes a TaskReport without its task."""
 
     sequence: Count
     attempt: Count
@@ -36,7 +36,7 @@ class _Header(FileSchema):
 
 @dataclass
 class Ledger:
-    """One task: the sum of its increments, each applied once and in turn, and a report for each."""
+    """Holds the sum of one task's increments, each applied once and in turn, and a report for each."""
 
     task: Task
     version: int  # meta-steps that had been taken when the task started: its initialization
@@ -55,12 +55,12 @@ class Ledger:
         return len(self.reports)
 
     def copy(self) -> "Ledger":
-        """One that shares no tensor with this one."""
+        """Returns a copy that shares no tensor with this ledger."""
         total = {name: value.clone() for name, value in self.total.items()}
         return replace(self, total=total, reports=list(self.reports), early=dict(self.early))
 
     def receive(self, parcel: Parcel) -> bool:
-        """Applies an increment in its turn; False where it was received before."""
+        """Applies an increment in its turn; returns False if it was received before."""
         if parcel.sequence < self.next_sequence or parcel.sequence in self.early:
             return False
         self.early[parcel.sequence] = parcel
@@ -89,7 +89,7 @@ class Ledger:
         )
 
     def header(self) -> str:
-        """All but the tensors, as JSON."""
+        """Returns task, version, attempt and reports as JSON."""
         reports = [
             {**{key: value for key, value in vars(report).items() if key != "task"}, "path": vars(report.path)}
             for report in self.reports

@@ -1,4 +1,5 @@
-"""What increments and initializations say without further training: do games pull the same way, and what moved?"""
+"""Computes what needs no further training: whether games pull the initialization the same way, and how far its layers
+moved."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,20 +10,22 @@ from torch import Tensor
 from leap_rl.types import Cosines, Tensors
 
 
-def cosines(games: Sequence[str], increments: Sequence[Tensors]) -> Cosines:
-    """How much the meta-gradients of tasks point the same way: +1 help each other, −1 undo each other.
+def cosines(games: Sequence[str], totals: Sequence[Tensors]) -> Cosines:
+    """Returns the cosines between tasks' meta-gradients, by pairs of games: at +1 they help each other, at −1 they undo
+    each other.
 
-    ``games`` names each task's game. Of several tasks of a game the mean over all pairs of different tasks is
-    taken: the diagonal then says how much two seeds of one game agree, which is the most that two games can.
-    An increment of norm zero agrees with nothing (0). Only what all of them have is compared: not a game's own heads.
+    ``games`` names each task's game, and ``totals`` has each task's meta-gradient. Where a game has several tasks, the
+    mean is taken over all pairs of different tasks: the diagonal then says how much two seeds of one game agree, which
+    is the most that two games can. A meta-gradient of norm zero agrees with nothing (0). Only what all tasks have is
+    compared: not a game's own heads.
     """
-    shared = sorted(set.intersection(*map(set, increments))) if increments else []
+    shared = sorted(set.intersection(*map(set, totals))) if totals else []
     # The mean over pairs of unit vectors is a product of their sums: one product a pair of games, not of tasks.
     names = list(dict.fromkeys(games))
     counts, norms = Counter(games), Counter(dict.fromkeys(names, 0))
     sums: dict[str, Tensor] = {}
-    for game, increment in zip(games, increments, strict=True):
-        vector = torch.cat([increment[name].flatten() for name in shared])
+    for game, total in zip(games, totals, strict=True):
+        vector = torch.cat([total[name].flatten() for name in shared])
         norm = float(torch.linalg.vector_norm(vector))
         unit = vector / norm if norm else vector
         norms[game] += norm > 0
@@ -40,14 +43,14 @@ def cosines(games: Sequence[str], increments: Sequence[Tensors]) -> Cosines:
 
 
 def mean_cosine(found: Cosines) -> float | None:
-    """Over pairs of different games; None where there is none."""
+    """Returns the mean cosine over pairs of different games; None if there is none."""
     size = range(len(found["games"]))
     pairs = [found["matrix"][i][j] for i in size for j in size if i < j]
     return _mean([cosine for cosine in pairs if cosine is not None])
 
 
 def drift_by_layer(first: Tensors, now: Tensors) -> Mapping[str, float]:
-    """‖now − first‖ / ‖first‖ of each tensor; the plain distance where it started at zero (biases)."""
+    """Returns ‖now − first‖ / ‖first‖ of each tensor; the distance itself where it started at zero (biases)."""
     drift = {}
     for name, start in sorted(first.items()):
         norm = float(torch.linalg.vector_norm(start))

@@ -1,4 +1,4 @@
-"""Meta-learning rules: how a learning process's path becomes its increment of the meta-gradient.
+"""Defines the meta-learning rules, which say how a process's path becomes its increment of the meta-gradient.
 
 Everything else is the same for all of them: the tasks, the streaming, the mean over a meta-batch, the
 meta-optimizer that steps the initialization against it.
@@ -26,7 +26,8 @@ HEADS = "heads/"  # prefix of the heads of one game in an initialization: heads/
 
 
 def make_path(config: PathConfig) -> PathAccumulator:
-    """Returns what records the path of a task and makes its increment under ``meta.rule``."""
+    """Returns the accumulator that records a task's path and makes its increment under ``meta.rule``. What it cannot do
+    alone is up to the process (``Config.carries_out``)."""
     match config.rule:
         case "leap":
             difference: LossDifference = "paired" if config.loss_difference == "paired" else "successive"
@@ -74,7 +75,7 @@ def without_heads(initialization: Tensors) -> Tensors:
 
 
 class NoIncrement(PathAccumulator):
-    """Measures the path and asks for nothing."""
+    """Measures the path; its increment is zero."""
 
     def increment(self) -> dict[str, Tensor]:
         """Returns zeros: name → tensor."""
@@ -82,7 +83,7 @@ class NoIncrement(PathAccumulator):
 
 
 class LastGradient(NoIncrement):
-    """Measures the path and asks for the gradient at its last point, once it is finished.
+    """Measures the path; its increment is the gradient at the last point, once the path is finished.
 
     The last point is the last that was recorded: ψᴷ after K optimizer steps. In A2C its gradient is that of a
     rollout which no earlier step has seen; the step that the optimizer takes with it is not part of the path.

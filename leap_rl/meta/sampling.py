@@ -1,4 +1,4 @@
-"""Which tasks a meta-step trains on, as a pure function of their names and a seed, and in which order they start."""
+"""Draws the tasks of a meta-step, as a pure function of their names and a seed, and orders them for starting."""
 
 from collections.abc import Callable, Sequence
 

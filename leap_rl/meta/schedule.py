@@ -1,4 +1,4 @@
-"""Which tasks may run, and which of those that are done a meta-step averages: pure functions."""
+"""Decides which tasks may run, and which finished ones a meta-step averages, by pure functions."""
 
 from collections.abc import Mapping
 

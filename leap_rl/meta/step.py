@@ -1,4 +1,4 @@
-"""A meta-step: the meta-gradients of a batch's tasks in, the next shared initialization out. Pure functions.
+"""Takes a meta-step: maps the tasks' meta-gradients to the next shared initialization. All functions are pure.
 
 each task's total → clipped → mean over the tasks → step of the meta-optimizer
 """
@@ -17,12 +17,12 @@ from leap_rl.types import LeapRLError, Tensors
 
 
 class NonFiniteMetaGradientError(LeapRLError):
-    """The mean meta-gradient holds a NaN or an infinity: stepping would destroy the initialization."""
+    """Reports that a meta-step met, or would leave, numbers that are not finite; the initialization is kept."""
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a meta-step has made, and how long its vectors were."""
+    """Holds the result of a meta-step, and the norms of its meta-gradients."""
 
     initialization: Tensors
     optimizer: Tensors  # state of the meta-optimizer, name → tensor
@@ -69,7 +69,7 @@ def meta_step(
 
 def clipped(total: Tensors, norm: float, limit: float | None) -> Tensors:
     """Returns a meta-gradient of length ``norm``, scaled down to ``limit`` where it is longer. (Where losses are large
-    Δf ∇f is, by orders of magnitude: one task would be the whole mean.)"""
+    so is Δf ∇f, by orders of magnitude, and one task would dominate the mean.)"""
     if limit is None or norm <= limit:
         return total
     return {name: value * (limit / norm) for name, value in total.items()}

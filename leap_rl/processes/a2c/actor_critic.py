@@ -1,10 +1,10 @@
-"""The inner loop: advantage actor-critic in one kind of environment, walking the path that Leap shortens.
+"""Trains an advantage actor-critic on one task: the inner loop, which walks the path that Leap shortens.
 
     act for T steps in B environments → loss and gradient → record the point for Leap → optimizer step
 
 T is the unroll, B the number of environments. All parameters are views of one vector, and their gradients of another:
-clipping, optimizer and Leap are a few operations on them. One torch thread, so that the bits do not depend on how many
-cores there are; further cores step environments.
+clipping, optimizer and Leap are a few operations on them. Torch uses one thread, so that the bits do not depend on the
+number of cores; further cores only step environments.
 """
 
 import time
@@ -34,13 +34,13 @@ from leap_rl.processes.agents import ActorCriticConfig
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Increment, PathSums, Task, TaskError, Tensors
 
-LOSS_DECAY = 0.99  # of the running mean that meta.loss_difference = smoothed takes differences of
+LOSS_DECAY = 0.99  # decay of the running mean of losses, whose differences meta.loss_difference = smoothed takes
 
 C = TypeVar("C", bound=ActorCriticConfig)
 
 
 class ActorCriticProcess(ABC, Generic[C]):
-    """A2C on one task; a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then :meth:`walk`.
+    """Trains one task with A2C, as a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then :meth:`walk`.
 
     A subclass says which environments a task has, and which network plays in them.
     """
@@ -56,7 +56,8 @@ class ActorCriticProcess(ABC, Generic[C]):
         self.actor = Actor(envs, config.agent, action_seed >> 1, config.device, dtype, self.background())
         self._head_seed = head_seed >> 1
         self.parameters = flatten(self.network)
-        self.meta_learned = meta_learned(config.meta, self.heads_owner(), self.network)  # these come first
+        self.meta_learned = select_meta_learned(config.meta, self.heads_owner(), self.network)
+        # They are the first of ``parameters``.
         self.num_meta_learned = sum(parameter.numel() for parameter in self.meta_learned.values())
         self._num_encoder = sum(parameter.numel() for parameter in self.network.encoder.parameters())
         self.optimizer: Optimizer | PopArt = Optimizer(self.parameters, config.agent)
@@ -66,12 +67,12 @@ class ActorCriticProcess(ABC, Generic[C]):
         self.num_updates = 0
         self.smoothed_loss: float | None = None
         self.sums = Sums()
-        self._frames_before = 0  # of the task, when the segment began
-        self._measured: dict[str, Any] = {}  # what the path has come to in the segment that has just ended
+        self._frames_before = 0  # frames that the task had seen when the segment began
+        self._measured: dict[str, Any] = {}  # path sums and meta-gradient of a segment, from its end to its increment
 
     @abstractmethod
     def make_envs(self, num_envs: int, seed: int, zero_shot: bool = False) -> Vector:
-        """Returns environments of the task; ``zero_shot``: for the play before any update."""
+        """Returns environments of the task; with ``zero_shot``, those of the play before any update."""
 
     @abstractmethod
     def make_network(self, num_actions: int) -> ActorCritic:
@@ -79,7 +80,7 @@ class ActorCriticProcess(ABC, Generic[C]):
 
     @abstractmethod
     def heads_owner(self) -> str:
-        """Returns whose heads in the initialization the task takes; those of all tasks where it is empty."""
+        """Returns the name under which the initialization has the task's heads; empty if all tasks share them."""
 
     def background(self) -> Sequence[int]:
         """Returns what is subtracted from each channel of the observations."""
@@ -123,7 +124,7 @@ class ActorCriticProcess(ABC, Generic[C]):
         norm = self.optimizer.norm(gradient)
         self.num_updates += 1
 
-        # Before clipping: Leap is given the gradient of the loss.
+        # Leap is given the gradient before clipping, but without the encoder's part while only the heads are trained.
         self.path.record(self._loss_for_leap(float(loss.total)), norm)
         if self._segment_ends() and self.path.cut_before_step:
             self._cut()
@@ -180,8 +181,8 @@ class ActorCriticProcess(ABC, Generic[C]):
 
     def state(self) -> Tensors:
         """Returns the whole state at an increment, as one flat mapping of named tensors: parameters, optimizer, random
-        streams, environments and the open end of the path; about 12 MB with 32 Atari games. Raises RuntimeError within
-        a segment."""
+        streams, environments and the open end of the path; about 12 MB with 32 copies of an Atari game. Raises
+        RuntimeError within a segment."""
         parts = {"optimizer": self.optimizer.state(), "actor": self.actor.state(), "path": self.path.state()}
         state = {f"network/{name}": value.clone() for name, value in self.network.state_dict().items()}
         state |= {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
@@ -200,7 +201,7 @@ class ActorCriticProcess(ABC, Generic[C]):
         self.num_updates, self._frames_before = int(state["num_updates"]), int(state["frames_before"])
 
 
-def meta_learned(config: MetaConfig, owner: str, network: ActorCritic) -> dict[str, nn.Parameter]:
+def select_meta_learned(config: MetaConfig, owner: str, network: ActorCritic) -> dict[str, nn.Parameter]:
     """Returns the parameters that Leap sees, by their names in the initialization."""
     named = [(name_in_initialization(config, owner, n), parameter) for n, parameter in network.named_parameters()]
     return {name: parameter for name, parameter in named if name is not None}
@@ -209,19 +210,19 @@ def meta_learned(config: MetaConfig, owner: str, network: ActorCritic) -> dict[s
 def draw_initialization(config: MetaConfig, owners: Mapping[str, Callable[[], ActorCritic]], seed: int) -> Tensors:
     """Draws a shared initialization: name → float32 tensor of what is meta-learned.
 
-    ``owners`` maps the owners of heads to what makes their network. The encoder depends on the seed alone, and an
-    owner's heads on the seed and its name: not on which others there are.
+    ``owners`` maps each owner of heads to a function that makes its network. The encoder depends only on the seed, and
+    an owner's heads only on the seed and its name, whichever other owners there are.
     """
     torch.set_num_threads(1)  # a QR decomposition gives other bits with more
     found: dict[str, Tensor] = {}
     for owner, make_network in owners.items():
         if found and not any(name.startswith(HEADS) for name in found):
-            break  # what was drawn is common to all
+            break  # no parameter belongs to one owner, so the first network has them all
         network = make_network()
         network.initialize(torch.Generator().manual_seed(seed))
         if owner:
             heads = torch.Generator().manual_seed(derive_seed(seed, Purpose.HEADS, *owner.encode()))
             network.initialize(heads, heads_only=True)
-        learned = meta_learned(config, owner, network)
+        learned = select_meta_learned(config, owner, network)
         found = {name: parameter.detach().clone() for name, parameter in learned.items()} | found
     return found
