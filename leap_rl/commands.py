@@ -19,6 +19,7 @@ def train(options: argparse.Namespace) -> int:
     config = _config(options.config, options.overrides)
 
     from leap_rl.backends import open_backend
+    from leap_rl.extras import require_extra
     from leap_rl.processes import process_of, resolve
     from leap_rl.runs.monitoring import Monitor
     from leap_rl.runs.run import adopt_precision, describe, is_finished, open_run
@@ -26,6 +27,10 @@ def train(options: argparse.Namespace) -> int:
     from leap_rl.runs.terminal import summary_table
     from leap_rl.training import meta_train
 
+    for tracker in ("wandb", "mlflow"):
+        named = getattr(config.log, tracker)
+        if named is not None:
+            require_extra(tracker, f"log.{tracker} = {named}")
     config = resolve(adopt_precision(config))
     path = config.run.dir
     if is_finished(config):

@@ -110,6 +110,12 @@ class FaultsConfig(Section):
 
 class LogConfig(Section):
     segments: Annotated[bool, Field(description="also log every segment, not only tasks and meta-steps")] = True
+    wandb: Annotated[
+        str | None, Field(min_length=1, description="a project of Weights & Biases that the run is shown in")
+    ] = None
+    mlflow: Annotated[
+        str | None, Field(min_length=1, description="a tracking URI of MLflow, e.g. sqlite:///mlflow.db or http://host")
+    ] = None
 
 
 class Config(Section):

@@ -13,6 +13,8 @@ MODULES = {
     "rllib": ("gymnasium", "pandas", "scipy", "tree"),
     "vision": ("cv2",),
     "report": ("matplotlib", "PIL", "scipy", "tensorboard"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
 
 

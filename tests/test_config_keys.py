@@ -33,6 +33,7 @@ OTHER = {
     "env.life_loss": "terminal", "env.full_action_space": False, "env.color": "rgb", "env.screen_size": 64,
     "env.frame_stack": 1, "env.center": "background",
     "stream.segment_updates": 100, "stream.compression": "int8", "log.segments": False,
+    "log.wandb": "project", "log.mlflow": "sqlite:///mlflow.db",
     "workers.per_node": 2, "meta.schedule": "asynchronous", "meta.max_staleness": 2, "faults.min_tasks": 2,
     "faults.segment_timeout": 60.0,
 }  # fmt: skip
@@ -52,7 +53,7 @@ GYMNASIUM = {
 # Keys that are gone once they are read: the lists that they make are written down instead (tests/test_variants.py).
 RESOLVED = {"tasks.split.validation", "tasks.split.held_out"}
 FREE = {"run.dir", "run.keep_checkpoints", "backend", "ray.address", "workers.count", "workers.cpus", "workers.gpus",
-        "workers.per_node", "faults.segment_timeout", "log.segments"}  # fmt: skip
+        "workers.per_node", "faults.segment_timeout", "log.segments", "log.wandb", "log.mlflow"}  # fmt: skip
 # Keys that need each other: device = cuda allows a share of a GPU, the full action space meta.parameters = all.
 BASE = {"device": "cuda", "workers.gpus": 1.0, "env.full_action_space": True}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leap_rl.measures import Measures
-from leap_rl.runs.metrics import META, Point, layout
+from leap_rl.runs.metrics import META, Point, layout, plain
 from leap_rl.runs.sink import Sink
 
 if TYPE_CHECKING:  # needs TensorBoard, which is an extra
@@ -41,8 +41,7 @@ class EventSink(Sink):
         if series not in self._files:
             from leap_rl.files.event_files import EventFile
 
-            folder = series.replace(":", "_").replace(",", "_").replace("=", "")
-            self._files[series] = EventFile(self._folder() / folder, self._first_step(series))
+            self._files[series] = EventFile(self._folder() / plain(series), self._first_step(series))
         return self._files[series]
 
     def close(self) -> None:

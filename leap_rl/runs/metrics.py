@@ -6,7 +6,7 @@ docs/metrics.md lists them all. measures.py says what other processes have inste
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from leap_rl.config import Config
 from leap_rl.measures import Measures
@@ -136,6 +136,39 @@ def meta_step_points(
         }
         for name, value in values.items():
             yield Point(META, f"task/{name}/{report.task.name}", outcome.meta_step, value)
+
+
+def plain(series: str) -> str:
+    """Returns the name of a series as a part of names of files and charts, in which not all signs may stand."""
+    return series.replace(":", "_").replace(",", "_").replace("=", "")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Holds the numbers of one row for charts that have a common axis."""
+
+    axis: Literal["meta_step", "agent_steps"]
+    step: int  # on the axis
+    values: Mapping[str, float]
+
+
+def charts_of(row: Mapping[str, Any], measures: Measures, steps_per_task: int) -> Chart:
+    """Returns what a row of metrics.jsonl shows, named as in TensorBoard, with the task's name at the end. A fault
+    shows nothing, and the row of a whole task shows what its segments do not have."""
+    game, meta_step = plain(row.get("game") or ""), int(row["meta_step"])
+    axis: Literal["meta_step", "agent_steps"] = "meta_step"
+    step, values = meta_step, dict[str, Any]()
+    if row["kind"] == "meta_step":
+        values = {f"meta/{name}": row[name] for name in row if name not in ("kind", "meta_step")}
+        values |= {f"layer/drift/{name}": value for name, value in row["layer_drift"].items()}
+    elif row["kind"] == "task":
+        values = {f"task/{name}/{game}": row[name] for name in ("path_length", measures.score)}
+    elif row["kind"] == "segment":
+        axis, step = "agent_steps", meta_step * steps_per_task + int(row["task_agent_steps"])
+        held_out = [measures.held_out_score] if measures.held_out_counts else []
+        names = (measures.score, *held_out, *measures.means)
+        values = {f"{measures.task}/{name}/{game}": row[name] for name in names}
+    return Chart(axis, step, {name: value for name, value in values.items() if isinstance(value, int | float)})
 
 
 def layout(measures: Measures) -> dict[str, dict[str, list[str]]]:

@@ -28,10 +28,12 @@ from leap_rl.runs.metrics import (
     task_points,
     task_row,
 )
+from leap_rl.runs.mlflow_sink import MlflowSink
 from leap_rl.runs.run import RunDirectory
 from leap_rl.runs.run_files import Progress, package_versions
 from leap_rl.runs.sink import Sink
 from leap_rl.runs.terminal import Terminal
+from leap_rl.runs.wandb_sink import WandbSink
 from leap_rl.types import Checkpoint, Fault, MetaStep, Notice, Task, TaskReport
 
 
@@ -57,6 +59,16 @@ class RowSink(Sink):
         self._run.append_metrics(rows)
 
 
+def trackers(config: Config, run: RunDirectory) -> list[Sink]:
+    """Returns the sinks for the experiment trackers that the section ``log`` names."""
+    sinks: list[Sink] = []
+    if config.log.wandb is not None:
+        sinks.append(WandbSink(config, run))
+    if config.log.mlflow is not None:
+        sinks.append(MlflowSink(config, run))
+    return sinks
+
+
 class Monitor:
     """Logs and shows a run. It must be used in a ``with`` statement, which closes the sinks."""
 
@@ -67,6 +79,7 @@ class Monitor:
             RowSink(run),
             EventSink(f"{run.url}/tensorboard", lambda: run.tensorboard, self._first_step, self._measures),
             Terminal(self._measures, config.num_updates * config.update_steps, stream),
+            *trackers(config, run),
         ]
         self._failed: set[str] = set()  # names of what has failed, and is left out
         self._first_meta_step = 0  # the first one of this session
@@ -123,6 +136,7 @@ class Monitor:
             self._say(f"{self._url}: resuming at meta-step {checkpoint.meta_step + 1} of {steps}")
         else:
             self._say(f"{self._url}: a run of {steps} meta-steps")
+        self._each(lambda sink: sink.committed(checkpoint))
 
     def begin_meta_step(self, meta_step: int, tasks: Sequence[Task]) -> None:
         """Shows which tasks run."""
@@ -164,6 +178,7 @@ class Monitor:
 
     def show_meta_step(self, outcome: MetaStep, seconds: float) -> None:
         """Draws and prints the result of a meta-step. To be called after its commit."""
+        self._each(lambda sink: sink.committed(outcome.checkpoint))
         if mean_cosine(outcome.cosines) is not None and importlib.util.find_spec("matplotlib") is not None:
             self._attempt("the heat map", lambda: self._draw_cosines(outcome))
         agent_steps = sum(task.statistics["agent_steps"] for task in outcome.tasks)

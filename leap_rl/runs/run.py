@@ -7,6 +7,7 @@
     metrics.jsonl               one row a segment, task, meta-step and fault
     versions.json               the package versions that trained it, with the first meta-step of each
     tensorboard/                event files
+    wandb.json, mlflow.json     what experiment trackers were given (trackers.py)
 
 Every file is written under a temporary name, fsynced and renamed. A checkpoint is marked ``done`` last; without this
 mark it counts as not written.
@@ -18,13 +19,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from leap_rl.config import Config, config_hash
-from leap_rl.files.schemas import parse_json
+from leap_rl.files.schemas import FileSchema, Schema, parse_json
 from leap_rl.files.storage import MAX_TEXT, LocalStorage, Storage, is_open, open_storage
 from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.files.yaml_files import dump_yaml
@@ -253,6 +254,17 @@ class RunDirectory:
     def forget_metrics(self, checkpoint: Checkpoint) -> None:
         """Removes the rows of tasks and meta-steps that ``checkpoint`` has not averaged, since they will be logged
         again."""
+        is_averaged = self._averaged_by(checkpoint)
+        kept = [row for row in metrics_of(self._storage) if is_averaged(row)]
+        self._storage.write(METRICS, jsonl(kept))
+
+    def committed_rows(self, checkpoint: Checkpoint, after: Checkpoint) -> list[dict[str, Any]]:
+        """Returns the rows that ``checkpoint`` has averaged, without those that ``after`` had averaged already."""
+        now, before = self._averaged_by(checkpoint), self._averaged_by(after)
+        return [row for row in metrics_of(self._storage) if now(row) and not before(row)]
+
+    def _averaged_by(self, checkpoint: Checkpoint) -> Callable[[Mapping[str, Any]], bool]:
+        """Returns a function that says whether a row is of a meta-step, or an averaged task, before a checkpoint."""
         due_places = set(due(self.config.meta, checkpoint))
         drawn = checkpoint.meta_step + self.config.meta.staleness  # tasks up to this meta-step may be averaged
 
@@ -261,8 +273,23 @@ class RunDirectory:
                 return row["meta_step"] <= drawn and (row["meta_step"], row["slot"]) not in due_places
             return bool(row["meta_step"] < checkpoint.meta_step)
 
-        kept = [row for row in metrics_of(self._storage) if is_averaged(row)]
-        self._storage.write(METRICS, jsonl(kept))
+        return is_averaged
+
+    def read_json(self, name: str, schema: type[Schema]) -> Schema | None:
+        """Returns a JSON file of the run; None if there is none. Raises BadInputError if it does not fit ``schema``."""
+        try:
+            return parse_json(schema, self._storage.read(name, MAX_TEXT), f"{self.url}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, content: FileSchema) -> None:
+        """Writes a JSON file beside those of the run."""
+        self._storage.write(name, content.model_dump_json().encode() + b"\n")
+
+    @property
+    def folder(self) -> Path | None:
+        """Returns the run directory as a path; None if it is in an object store."""
+        return self._storage.path if isinstance(self._storage, LocalStorage) else None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leap_rl.runs.metrics import Point
-from leap_rl.types import Task, TaskReport
+from leap_rl.types import Checkpoint, Task, TaskReport
 
 
 class Sink:
@@ -27,6 +27,9 @@ class Sink:
 
     def log(self, rows: Sequence[dict[str, Any]], points: Sequence[Point]) -> None:
         """There are new numbers: the same as rows of metrics.jsonl and as points of charts (metrics.py)."""
+
+    def committed(self, checkpoint: Checkpoint) -> None:
+        """The run has reached ``checkpoint``, or continues from it: the rows that it has averaged stay as they are."""
 
     def picture(self, name: str, png: bytes, meta_step: int) -> None:
         """There is a picture of a meta-step."""
