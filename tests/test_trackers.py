@@ -51,8 +51,8 @@ def of_mlflow(folder):
 
 
 def records(file):
-    """The records of a .wandb file. Behind a header of 7 bytes it has LevelDB's log format: blocks of 32 KiB, in which a
-    record is whole (kind 1), or goes on from its first part (2) over others (3) to its last (4)."""
+    """The records of a .wandb file. Behind a header of 7 bytes it is a log in LevelDB's format: blocks of 32 KiB;
+    in them a record is whole (kind 1), or has a first part (2), parts in between (3), and a last one (4)."""
     data, at, parts = file.read_bytes(), 7, []
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
