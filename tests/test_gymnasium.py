@@ -1,10 +1,14 @@
 """A2C on environments of Gymnasium's: tasks by name, encoders by space, exact recovery, one line for bad input."""
 
+import inspect
+import textwrap
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 import yaml
+from gymnasium.envs.classic_control.acrobot import AcrobotEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.spaces import Box
 
@@ -114,6 +118,17 @@ def test_what_cartpole_derives_from_its_constants_follows_them():
     assert {k: v for k, v in vars(env).items() if isinstance(v, float)} == {
         k: v for k, v in vars(plain).items() if isinstance(v, float)
     }
+
+
+def test_acrobot_s_gravity_is_the_one_in_gymnasium_s_equations():
+    """They are those of Gymnasium's source, with another number in it."""
+    source = textwrap.dedent(inspect.getsource(AcrobotEnv._dsdt))
+    assert source.count("g = 9.8") == 1
+    names = dict(vars(inspect.getmodule(AcrobotEnv)))
+    exec(source.replace("g = 9.8", "g = 3.7"), names)
+    env = make_env("acrobot:gravity=3.7,length_1=1.4,mass_2=0.6", EnvConfig()).unwrapped
+    for state in np.random.default_rng(0).uniform(-3, 3, (20, 5)):
+        np.testing.assert_allclose(env._dsdt(state), names["_dsdt"](env, state), rtol=1e-9, atol=1e-12)
 
 
 # Spaces
@@ -246,8 +261,10 @@ def test_a_run_is_trained_and_evaluated(tmp_path, run_main):
     changes = {"run.dir": str(tmp_path / "run"), "env.wrappers": [f"{MODULE}:offset"], "meta.parameters": "all"}
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(tree("3*cartpole:length=0.3..2", **changes)))
-    code, _, stderr = run_main("train", file, "tasks.held_out=[cartpole]", "meta.batch_size=3")
+    code, stdout, stderr = run_main("train", file, "tasks.held_out=[cartpole]", "meta.batch_size=3")
     assert code == 0, stderr
+    given = """'env.modules=["tests.some_envs"]' 'env.wrappers=["tests.some_envs:offset"]'"""
+    assert f"leap-rl evaluate {tmp_path / 'run'} {given}\n" in stdout
     command = "evaluate", tmp_path / "run", "backend=serial", "--seeds", "2"
     code, _, stderr = run_main(*command)
     assert (code, stderr.count("\n")) == (2, 1)
@@ -270,6 +287,7 @@ def test_a_run_is_trained_and_evaluated(tmp_path, run_main):
         ({"tasks.environments": ["Steps-v0:kind=text"]}, "its observations must be images, vectors, or what"),
         ({"tasks.environments": ["Steps-v0:kind=broken"]}, "RuntimeError: no such display"),
         ({"tasks.environments": ["Steps-v0:colour=red"]}, "got an unexpected keyword argument 'colour'"),
+        ({"tasks.environments": ["cartpole:lenght=1"]}, "cartpole:lenght=1: has no option lenght; did you mean length"),
         ({"tasks.environments": ["cartpole:length=-1"]}, "ValueError: length = -1: must be a number greater than 0"),
         ({"tasks.environments": ["cartpole:length=long"]}, "length = long: must be a number greater than 0"),
         ({"tasks.environments": ["cartpole", "acrobot"]}, "acrobot: shows (6,), but cartpole shows (4,): one encoder"),

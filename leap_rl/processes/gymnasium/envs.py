@@ -5,7 +5,8 @@ are deterministic: with its seed and the actions so far, a vector of them is wha
 continuing plays it again, without learning: see docs/adr/0013-an-environment-is-its-history.md.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, Space, Text, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leap_rl.environments import Episode, Step
+from leap_rl.files.text import closest
 from leap_rl.processes.gymnasium import physics
 from leap_rl.processes.gymnasium.config import EnvConfig
 from leap_rl.processes.gymnasium.names import parse_name
@@ -53,7 +56,8 @@ def make_env(name: str, config: EnvConfig) -> gymnasium.Env[Any, Any]:
         if not isinstance(env.observation_space, Box):
             env = FlattenObservation(env) if _is_flattenable(env.observation_space) else env
     except Exception as error:
-        raise BadInputError(f"{KEY} = {name}: {_one_line(error)}") from None
+        misspelled = _misspelled(kind, options) if isinstance(error, TypeError) else ""
+        raise BadInputError(f"{KEY} = {name}: {misspelled or _one_line(error)}") from None
     seen, actions = env.observation_space, env.action_space
     if not isinstance(actions, Discrete) or int(actions.n) > MOST_ACTIONS:
         raise BadInputError(f"{KEY} = {name}: its actions must be discrete, not {_one_line(actions)}")
@@ -63,6 +67,18 @@ def make_env(name: str, config: EnvConfig) -> gymnasium.Env[Any, Any]:
             f"not {_one_line(seen)}; env.wrappers may change them"
         )
     return env
+
+
+def _misspelled(kind: str, options: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the first option that an environment does not have, if it has one of a like name;
+    otherwise ""."""
+    creator = gymnasium.spec(kind).entry_point
+    assert creator is not None, "it was called"
+    known = inspect.signature(load_env_creator(creator) if isinstance(creator, str) else creator).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return ""
+    near = {key: closest(key, known) for key in options if key not in known}
+    return next((f"has no option {key}; did you mean {other}?" for key, other in near.items() if other), "")
 
 
 def _is_flattenable(space: Space[Any]) -> bool:

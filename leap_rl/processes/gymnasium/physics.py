@@ -4,6 +4,9 @@ They are Gymnasium's own (same equations, same observations), made with other co
 ``acrobot:mass_2=2``. An agent does not observe the constants. With the defaults they are CartPole-v1 and Acrobot-v1.
 """
 
+from math import pi
+from typing import Any
+
 import gymnasium
 from gymnasium.envs.classic_control.acrobot import AcrobotEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
@@ -24,16 +27,29 @@ class CartPole(CartPoleEnv):
 
 
 class Acrobot(AcrobotEnv):
-    """Two links of ``length_1`` (m), masses in kg; ``torque`` (N m) is what the motor between them has."""
+    """Two links of ``length_1`` (m), masses in kg, ``gravity`` in m/s²; ``torque`` (N m) is what the motor between them
+    has."""
 
     def __init__(
-        self, length_1: float = 1.0, mass_1: float = 1.0, mass_2: float = 1.0, torque: float = 1.0
-    ) -> None:  # the length of the second link is in no equation
+        self, gravity: float = 9.8, length_1: float = 1.0, mass_1: float = 1.0, mass_2: float = 1.0,
+        torque: float = 1.0,
+    ) -> None:  # the length of the second link is in no equation  # fmt: skip
         super().__init__()
-        _check(length_1=length_1, mass_1=mass_1, mass_2=mass_2, torque=torque)
+        _check(gravity=gravity, length_1=length_1, mass_1=mass_1, mass_2=mass_2, torque=torque)
+        self.gravity = gravity
         self.LINK_LENGTH_1, self.LINK_COM_POS_1 = length_1, length_1 / 2
         self.LINK_MASS_1, self.LINK_MASS_2 = mass_1, mass_2
         self.AVAIL_TORQUE = [-torque, 0.0, torque]
+
+    def _dsdt(self, state: Any) -> Any:
+        """Returns how the state changes. Gymnasium's equations have 9.8 for gravity, whose share they add, and which
+        alone changes its sign where the acrobot is upside down: so it can be taken out, and scaled."""
+        found = super()._dsdt(state)  # type: ignore[no-untyped-call]
+        if self.gravity == 9.8:
+            return found
+        turned = super()._dsdt([state[0] + pi, *state[1:]])  # type: ignore[no-untyped-call]
+        share = self.gravity / 9.8
+        return [((1 + share) * one + (1 - share) * other) / 2 for one, other in zip(found, turned, strict=True)]
 
 
 def _check(**constants: float) -> None:
