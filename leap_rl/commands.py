@@ -6,6 +6,7 @@ Libraries are imported where they are needed: nobody waits for torch to read ``-
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def train(options: argparse.Namespace) -> int:
     console = Console(**plain)
     if not console.is_terminal:
         console = Console(**plain, width=140)
-    process = process_of(config)
+    process, (named, paths) = process_of(config), _given_again(config)
     measures = process.measures
     console.print(summary_table(read_metrics(path), measures))
     end = (
@@ -66,11 +67,22 @@ def train(options: argparse.Namespace) -> int:
         f"The shared initialization: {path}/initialization.safetensors\n"
         f"fingerprint {state['fingerprint']}\n\n"
         f"Look at the curves:   tensorboard --logdir {path}\n"
-        f"Look at the run:      leap-rl show {path}\n"
-        + (process.look_next or f"Does it help:         leap-rl evaluate {path}")
+        f"Look at the run:      leap-rl show {path}{named}\n"
+        + (process.look_next or f"Does it help:         leap-rl evaluate {path}{named}{paths}")
     )
     print(printable(end))
     return 0
+
+
+def _given_again(config: Any) -> tuple[str, str]:
+    """Returns the overrides without which a run's code is not imported, and its files are not read: of the process, and
+    of the keys that name them."""
+    from leap_rl.config import flatten
+
+    values = dict(flatten(config.model_dump()))
+    texts = {key: values[key] if isinstance(values[key], str) else json.dumps(values[key]) for key in config.paths()}
+    named = f" process={config.process}" if ":" in config.process else ""
+    return named, "".join(f" {shlex.quote(f'{key}={text}')}" for key, text in texts.items())
 
 
 def _config(source: str, overrides: list[str]) -> Any:

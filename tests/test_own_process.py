@@ -1,6 +1,7 @@
 """Learning processes of one's own: found by name, held to what they must do, the same bits wherever they run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,16 @@ def test_show_and_report_take_nothing_else_behind_the_path(tmp_path, run_main):
     for command in ("show", "report"):
         code, _, stderr = run_main(command, tmp_path, "meta.steps=3")
         assert (code, stderr) == (2, "error: override 'meta.steps=3': only process=NAME can be given here\n")
+
+
+def test_the_commands_that_training_ends_with_are_not_refused(tmp_path, run_main, monkeypatch):
+    monkeypatch.setattr("leap_rl.processes.registry._given", {})
+    code, stdout, stderr = run_main("train", write(tmp_path), "backend=serial", "meta.steps=1", "meta.batch_size=1")
+    assert code == 0, stderr
+    named = re.findall(r"leap-rl (show|evaluate) (\S+) (process=\S+)$", stdout, re.MULTILINE)
+    assert named == [(command, str(tmp_path / "run"), f"process={SINUSOIDS}") for command in ("show", "evaluate")]
+    monkeypatch.setattr("leap_rl.processes.registry._given", {})
+    assert run_main(*named[0])[0] == 0
 
 
 def test_what_a_reader_has_given_a_file_may_name(monkeypatch):
