@@ -99,6 +99,17 @@ def test_a_report_has_its_tables_and_figures(tmp_path, run_main):
     assert runs == sorted(["probes", *(f"{arm}/{g}" for arm in ("random", "leap") for g in description["games"])])
 
 
+def test_tasks_without_a_common_scale_have_no_means_on_it(tmp_path, run_main):
+    """Neither words, nor columns, nor panels: nothing is human-normalized."""
+    description = describe(games=("cartpole", "acrobot:mass_2=2", "CartPole-v1"))
+    text = report(tmp_path, run_main, description, simulated(description, better=10))
+    for word in ("human", "IQM", "interquartile", "raw |", "no entry"):
+        assert word not in text
+    assert "| arm | P(final better) | P(area better) | path length | energy |" in text
+    drawn = (tmp_path / "over_games.svg").read_text()
+    assert drawn.count('id="axes_') == 2
+
+
 def test_the_same_data_give_the_same_report_and_figures(tmp_path, run_main):
     description = describe()
     first = report(tmp_path, run_main, description, simulated(description))

@@ -92,7 +92,8 @@ def _steps(value: float) -> str:
 
 @styled
 def over_games(analysis: Analysis) -> Figure:
-    """Draws interquartile means and probabilities of improvement with their intervals, a row for each arm."""
+    """Draws interquartile means and probabilities of improvement with their intervals, a row for each arm. What no arm
+    has, since its tasks have no common scale, has no panel."""
     unit = analysis.measures.score_text if analysis.measures.natural_scale else "human-normalized"
     panels = [
         ("final", f"final score, IQM\n({unit})", None),
@@ -100,9 +101,10 @@ def over_games(analysis: Analysis) -> Figure:
         ("final_better", "P(better than random)\nby final score", 0.5),
         ("area_better", "P(better than random)\nby area", 0.5),
     ]
+    panels = [panel for panel in panels if any(getattr(entry, panel[0]) for entry in analysis.aggregates.values())]
     arms = analysis.arms[::-1]
-    figure = Figure(figsize=(12, 0.42 * len(arms) + 1.4), layout="constrained")
-    for axis, (name, title, line) in zip(figure.subplots(1, 4, sharey=True), panels, strict=True):
+    figure = Figure(figsize=(3 * len(panels), 0.42 * len(arms) + 1.4), layout="constrained")
+    for axis, (name, title, line) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         if line is not None:
             axis.axvline(line, color="0.6", linestyle=":", linewidth=1)
             axis.set_xlim(-0.03, 1.03)

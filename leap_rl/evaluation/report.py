@@ -33,7 +33,8 @@ def write_report(url: str) -> Analysis:
     analysis, probes = analyse(description, read_curves(storage, measures_of(description))), read_probes(storage)
     matrices = {arm: entry for arm, entry in probes.get("cosines", {}).items() if entry["games"]}
     names = [
-        *(("learning_curves", "over_games", "paths") if analysis.games else ()),
+        *(("learning_curves", "paths") if analysis.games else ()),
+        *(("over_games",) if analysis.counted else ()),
         *(("heat_maps",) if matrices else ()),
     ]
     drawn = set()
@@ -95,7 +96,7 @@ def _lines(description: dict[str, Any], analysis: Analysis, probes: dict[str, An
     yield from _harmed(analysis)
     yield from _paths(analysis, figures)
     yield from _probes(probes, figures, measures)
-    yield from _method(measures)
+    yield from _method(analysis)
 
 
 def _arms(description: dict[str, Any]) -> Iterator[str]:
@@ -133,7 +134,7 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
                 f"{', '.join(arm['trained_with'])}."
             )
     raw = [game for game in analysis.games if scale(analysis.measures, game) is None]
-    if raw:
+    if _is_scaled(analysis) and raw:
         notes.append(
             f"Reported raw, since the table of random and human scores has no entry: {', '.join(raw)}. "
             "They are left out of interquartile means, but not of probabilities."
@@ -146,8 +147,14 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
         yield ""
 
 
+def _is_scaled(analysis: Analysis) -> bool:
+    """Whether there is a scale that tasks have in common, so that scores of several can be one number."""
+    return any(scale(analysis.measures, game) for game in analysis.games)
+
+
 def _over_games(analysis: Analysis, figures: set[str]) -> Iterator[str]:
     measures = analysis.measures
+    is_scaled = _is_scaled(analysis)
     unit = "accuracies" if measures.natural_scale else "human-normalized (0 random play, 1 human)"
     yield f"## Over all {measures.tasks}"
     yield ""
@@ -155,19 +162,20 @@ def _over_games(analysis: Analysis, figures: set[str]) -> Iterator[str]:
     for arm in analysis.arms:
         entry = analysis.aggregates[arm]
         itself = arm == RANDOM_ARM
+        differences = (entry.final_difference, entry.area_difference)
+        means = [shown(entry.final, 3), shown(entry.area, 3),
+                 *("–" if itself else shown(estimate, 3) for estimate in differences)]  # fmt: skip
         rows.append([
-            arm, shown(entry.final, 3), shown(entry.area, 3),
-            *("–" if itself else shown(estimate, 3) for estimate in (entry.final_difference, entry.area_difference)),
+            arm, *(means if is_scaled else ()),
             *("–" if itself else shown(estimate, 2) for estimate in (entry.final_better, entry.area_better)),
             f"{entry.path_ratio:.2f}", f"{entry.energy_ratio:.2f}",
         ])  # fmt: skip
-    yield from table(
-        ["arm", "final score (IQM)", "area (IQM)", "final − random's", "area − random's", "P(final better)",
-         "P(area better)", "path length", "energy"],
-        rows,
-    )  # fmt: skip
+    means = ["final score (IQM)", "area (IQM)", "final − random's", "area − random's"] if is_scaled else []
+    header = ["arm", *means, "P(final better)", "P(area better)", "path length", "energy"]
+    yield from table(header, rows)
+    scores = f"Scores are {unit}: interquartile means (IQM) over seeds and {measures.tasks}, with 95 % intervals. "
     yield (
-        f"Scores are {unit}: interquartile means (IQM) over seeds and {measures.tasks}, with 95 % intervals. P: the "
+        f"{scores if is_scaled else ''}P: the "
         "probability that a run beats one of the random arm; 0.5 is no difference. Path length and energy, which Leap "
         f"minimizes, are multiples of the random arm's: geometric means over {measures.tasks}. A shorter path is not "
         "yet faster learning, so look at both."
@@ -202,6 +210,7 @@ def _harmed(analysis: Analysis) -> Iterator[str]:
 def _by_game(analysis: Analysis) -> Iterator[str]:
     measures = analysis.measures
     digits = 3 if measures.natural_scale else None
+    has_human = _is_scaled(analysis) and not measures.natural_scale
     before = has_zero_shot(analysis)
     soon, high = [], []
     for game in analysis.games:
@@ -221,7 +230,7 @@ def _by_game(analysis: Analysis) -> Iterator[str]:
                 "–" if itself else shown(result.speedup, 2),
             ])  # fmt: skip
             high.append([
-                *name, shown(result.final, digits), *(() if measures.natural_scale else (human,)),
+                *name, shown(result.final, digits), *((human,) if has_human else ()),
                 difference(result.final_difference), shown(result.area, digits), difference(result.area_difference),
             ])  # fmt: skip
     yield f"## How soon, {measures.task} by {measures.task}"
@@ -241,7 +250,7 @@ def _by_game(analysis: Analysis) -> Iterator[str]:
     yield f"## How high, {measures.task} by {measures.task}"
     yield ""
     yield from table(
-        [measures.task, "arm", "final score", *(() if measures.natural_scale else ("human-norm.",)), "− random's",
+        [measures.task, "arm", "final score", *(("human-norm.",) if has_human else ()), "− random's",
          "area", "− random's"],
         high, left=2,
     )  # fmt: skip
@@ -303,14 +312,16 @@ def _probes(probes: dict[str, Any], figures: set[str], measures: Measures) -> It
         yield ""
 
 
-def _method(measures: Measures) -> Iterator[str]:
-    table = "" if measures.natural_scale else " Random and human scores: Wang et al. 2016."
+def _method(analysis: Analysis) -> Iterator[str]:
+    measures, is_scaled = analysis.measures, _is_scaled(analysis)
+    table = " Random and human scores: Wang et al. 2016." if is_scaled and not measures.natural_scale else ""
+    means = "interquartile mean, " if is_scaled else ""
     yield "## Method"
     yield ""
     yield (
         f"Final score: {measures.final_text}. Area: mean {measures.score_text} over {measures.step}, i.e. the area "
         f"under the learning curve divided by its length. Numbers over {measures.tasks} follow Agarwal et al. 2021 "
-        f"(interquartile mean, probability of improvement, bootstrap stratified by {measures.task}, 10,000 replicates, "
+        f"({means}probability of improvement, bootstrap stratified by {measures.task}, 10,000 replicates, "
         "seeded), with percentiles moved outwards for few seeds (Hesterberg 2015). Speed-ups are those of mean curves, "
         f"with the geometric mean over {measures.tasks}; their bootstrap draws the seeds of both arms together.{table}"
     )
