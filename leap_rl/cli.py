@@ -1,4 +1,5 @@
-"""The command line: ``leap-rl train | evaluate | …``. Bad input is one line and exit code 2."""
+"""Reads the command line, ``leap-rl train | evaluate | …``, and runs the command. Bad input gives one line and exit
+code 2."""
 
 import argparse
 import contextlib
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Sets key=value apart first: it may stand anywhere, also behind an option that takes several values."""
+    """Takes the arguments key=value out first, since they may stand anywhere, even after an option with several
+    values."""
     arguments, parser = sys.argv[1:] if arguments is None else arguments, _parser()
     overrides = [text for text in arguments if _is_override(text)]
     options = parser.parse_args([text for text in arguments if not _is_override(text)])
@@ -73,9 +75,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="leap-rl", description="Leap meta-learning for reinforcement learning, distributed over Ray.")
     parser.add_argument("--version", action="version", version=f"leap-rl {__version__}")
-    add = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = add.add_parser(
+    train = subparsers.add_parser(
         "train",
         help="meta-train a configuration, or resume it",
         description=(
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(command=commands.train)
 
-    evaluate = add.add_parser(
+    evaluate = subparsers.add_parser(
         "evaluate",
         help="train from initializations on other games, and from a random one",
         description=(
@@ -114,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "sources", metavar="RUN_OR_FILE", nargs="+", type=_path,
-        help="run directories and initialization files; key=value after them replaces a key that says where it runs",
+        help="run directories, initialization files, or pretrained:NAME; key=value after them replaces a key that says "
+             "where it runs",
     )  # fmt: skip
     evaluate.set_defaults(overrides=[])
     evaluate.add_argument(
@@ -135,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
     evaluate.set_defaults(command=commands.evaluate)
 
-    play = add.add_parser(
+    play = subparsers.add_parser(
         "play",
         help="show play of an initialization and of a random one, side by side",
         description=(
@@ -146,7 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: leap-rl play pretrained:variants --game breakout:mode=36 --out breakout.gif",
     )
     play.add_argument(
-        "sources", metavar="RUN_OR_FILE", nargs="+", type=_path, help="run directories and initialization files"
+        "sources",
+        metavar="RUN_OR_FILE",
+        nargs="+",
+        type=_path,
+        help="run directories, initialization files, or pretrained:NAME",
     )
     play.add_argument("--game", metavar="GAME", help="to play (default: the first that the run holds out)")
     play.add_argument(
@@ -160,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     play.set_defaults(command=commands.play)
 
-    report = add.add_parser(
+    report = subparsers.add_parser(
         "report",
         help="write the report of an evaluation again",
         description="Writes report.md, its figures and TensorBoard runs from what an evaluation has measured.",
@@ -176,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print the result as JSON")
     report.set_defaults(command=commands.report)
 
-    export = add.add_parser(
+    export = subparsers.add_parser(
         "export",
         help="write a run's encoder for another library",
         description=(
@@ -188,13 +195,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     export.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
-    export.add_argument("--to", required=True, choices=("rllib", "torch", "sb3", "hub"), help="for whom")
+    export.add_argument(
+        "--to", required=True, choices=("rllib", "torch", "sb3", "hub"), help="the library, or the hub, that it is for"
+    )
     export.add_argument("--game", metavar="GAME", help="of a run with env.center = background: the game it is for")
     export.add_argument("--out", metavar="DIR", type=_path, help="a new directory (default: RUN-TO)")
     export.add_argument("--json", action="store_true", help="print the result as JSON")
     export.set_defaults(command=commands.export)
 
-    presets = add.add_parser(
+    presets = subparsers.add_parser(
         "presets",
         help="list the configurations that come with leap_rl",
         description="Lists the presets: what each is, and how many steps it trains in all.",
@@ -203,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     presets.add_argument("--json", action="store_true", help="print as JSON")
     presets.set_defaults(command=commands.list_presets)
 
-    games = add.add_parser(
+    games = subparsers.add_parser(
         "games",
         help="list the games",
         description=(
@@ -216,18 +225,18 @@ def _parser() -> argparse.ArgumentParser:
     games.add_argument("--json", action="store_true", help="print as JSON")
     games.set_defaults(command=commands.games)
 
-    resolve = add.add_parser(
+    resolve = subparsers.add_parser(
         "resolve",
         help="print a whole configuration",
         description="Checks a configuration and prints all of its keys as YAML, defaults and replaced keys included.",
         epilog="example: leap-rl resolve configs/quickstart.yaml meta.steps=20",
     )
-    resolve.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, or a run's directory")
+    resolve.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, a preset, or a run's directory")
     resolve.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file")
     resolve.add_argument("--only", metavar="KEY", help="print the value of this key alone, e.g. run.dir")
     resolve.set_defaults(command=commands.resolve)
 
-    show = add.add_parser(
+    show = subparsers.add_parser(
         "show",
         help="show a run",
         description="Shows the state of a run: meta-step, fingerprint, configuration.",
@@ -243,9 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print as JSON")
     show.set_defaults(command=commands.show)
 
-    status = add.add_parser(
+    status = subparsers.add_parser(
         "status",
-        help="show how far a run is",
+        help="show how far a run has got",
         description=(
             "Shows how a run stands, from its directory alone, so in another terminal or on another host as well: "
             "meta-steps, tasks under way, speed, faults, core-hours, and the time that is left."
@@ -259,11 +268,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print as JSON, a line each time")
     status.set_defaults(command=commands.status)
 
-    plan = add.add_parser(
+    plan = subparsers.add_parser(
         "plan",
         help="say what a run will cost",
         description=(
-            "Tries each game that a run will draw for a few seconds and says how long the whole run takes on this "
+            "Tries, for a few seconds each, the games that a run will draw. Says how long the whole run takes on this "
             "machine, and what it takes of memory, disk and network. Writes nothing."
         ),
         epilog="example: leap-rl plan configs/atari.yaml workers.count=8 --hours 3",
@@ -274,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print as JSON")
     plan.set_defaults(command=commands.plan)
 
-    doctor = add.add_parser(
+    doctor = subparsers.add_parser(
         "doctor",
         help="look for what would stop or slow a run here",
         description=(
@@ -290,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a key of the file")
     doctor.set_defaults(command=commands.doctor)
 
-    diff = add.add_parser(
+    diff = subparsers.add_parser(
         "diff",
         help="compare two runs or initializations",
         description=(
@@ -300,7 +309,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: leap-rl diff runs/leap runs/reptile",
     )
     for name in ("a", "b"):
-        diff.add_argument(name, metavar=name.upper(), type=_path, help="a run directory or an initialization file")
+        diff.add_argument(
+            name, metavar=name.upper(), type=_path, help="a run directory, an initialization file, or pretrained:NAME"
+        )
     diff.add_argument("--json", action="store_true", help="print as JSON")
     diff.set_defaults(command=commands.diff)
     return parser
@@ -310,7 +321,8 @@ def _path(text: str) -> str:
     from leap_rl.files.storage import expand
 
     try:
-        return os.path.abspath(text) if text.rstrip("/") in (".", "..") else expand(text)  # it is given a suffix
+        # Made absolute, since a suffix may be appended to it.
+        return os.path.abspath(text) if text.rstrip("/") in (".", "..") else expand(text)
     except BadInputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -1,6 +1,6 @@
-"""What each command of ``leap-rl`` does, given its options. Returns the exit code.
+"""Carries out the commands of ``leap-rl``: each takes its options and returns the exit code.
 
-Libraries are imported where they are needed: nobody waits for torch to read ``--help``.
+Libraries are imported where they are needed, so that ``--help`` does not wait for torch.
 """
 
 import argparse
@@ -86,10 +86,11 @@ def _given_again(config: Any) -> tuple[str, str]:
 
 
 def _config(source: str, overrides: list[str]) -> Any:
-    """The configuration that ``leap-rl train`` is given: that of a file, or of a run, which goes on where it lies."""
+    """Returns the configuration that ``leap-rl train`` is given: of a file, or of a run, which continues where it
+    lies."""
     from leap_rl.config_files import apply_overrides, load_config, parse_training
     from leap_rl.presets import path_of
-    from leap_rl.processes.registry import give
+    from leap_rl.processes.registry import import_named_process
 
     source = path_of(source)
     named = Path(source)
@@ -101,7 +102,7 @@ def _config(source: str, overrides: list[str]) -> Any:
     directory = run_directory(source)
     if directory is None:
         return load_config(source, overrides)
-    give(overrides)
+    import_named_process(overrides)
     tree = read_config(open_storage(directory)).model_dump()
     tree["run"]["dir"] = directory
     apply_overrides(tree, overrides)
@@ -187,7 +188,8 @@ def play(options: argparse.Namespace) -> int:
         if value < least:
             raise BadInputError(f"--{name} {value}: must be at least {least}")
     games = options.game and [options.game]
-    plan = make_plan(options.sources, [], games, options.seed + 1, options.agent_steps or None, None)
+    seeds = options.seed + 1  # the clip shows the last of them, whose number is --seed
+    plan = make_plan(options.sources, [], games, seeds, options.agent_steps or None, None)
     if options.game and len(plan.games) > 1:
         raise BadInputError(f"--game {options.game}: names {len(plan.games)} games; name one")
     plan = replace(plan, games=plan.games[:1])
@@ -202,13 +204,14 @@ def report(options: argparse.Namespace) -> int:
 
 
 def _give(overrides: list[str]) -> None:
-    """Imports a process of the reader's own, which the files of a run or an evaluation name."""
-    from leap_rl.processes.registry import give
+    """Imports the user's own process, so that the files of a run or an evaluation may name it. Refuses other
+    overrides."""
+    from leap_rl.processes.registry import import_named_process
 
     for override in overrides:
         if not override.startswith("process="):
             raise BadInputError(f"override {override!r}: only process=NAME can be given here")
-    give(overrides)
+    import_named_process(overrides)
 
 
 def _write_report(url: str, as_json: bool) -> int:

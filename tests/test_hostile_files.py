@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from leap_rl.cli import main
-from leap_rl.evaluation.files import Description
+from leap_rl.evaluation.schemas import Description
 from leap_rl.export.export import export_run
 from leap_rl.files.schemas import parse_json
 from leap_rl.files.storage import LocalStorage, open_storage, read_file

@@ -32,8 +32,8 @@ from leap_rl.processes import process_type
 
 @dataclass(frozen=True)
 class GameResult:
-    """Holds the numbers of one arm on one game. Scores are raw returns; ratios and differences are against the random
-    arm."""
+    """Holds the numbers of one arm on one game. Scores are raw returns, or accuracies in classification; ratios and
+    differences are against the random arm."""
 
     arm: str
     game: str
@@ -96,7 +96,7 @@ class Analysis:
     aggregates: dict[str, Aggregate]
     curves: dict[tuple[str, str], list[Curve]]  # (arm, game) → by seed
     missing: list[str]  # lines that say what is missing
-    seeds_wanted: int
+    seeds_wanted: int  # number of seeds that were asked for
 
     def harmed(self, arm: str) -> list[tuple[GameResult, bool]]:
         """Returns the games on which the arm's mean is below the random arm's, by final score or by area; and for each,

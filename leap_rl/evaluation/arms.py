@@ -92,7 +92,7 @@ def _share(entry: str, number: str) -> float:
 
 
 def add_arms(given: Sequence[Arm], extra: Sequence[ExtraArm]) -> list[Arm]:
-    """Returns the arms that are added to ``given``: the random one, and those of initializations."""
+    """Returns the arms to add to ``given``, which has the random arm and one for each initialization."""
     added: list[Arm] = []
     for entry in extra:
         if entry.kind == CEILING:

@@ -19,14 +19,14 @@ from leap_rl.processes import process_of, start_process
 from leap_rl.streaming import starting_weights
 from leap_rl.types import BadInputError, Frame, LearningProcess
 
-FRAMES_A_SECOND = 15  # agent steps: 60 emulator frames a second, of which an action takes 4
-SCALE, MARGIN, LINE = 2, 8, 20  # times, pixels, pixels
+FRAMES_A_SECOND = 15  # agent steps a second: real time for games with env.frame_skip = 4
+SCALE, MARGIN, LINE = 2, 8, 20  # enlargement of the screen; pixels between screens; pixels a line of text
 BACKGROUND, TEXT, FAINT = (24, 24, 27), (250, 250, 250), (161, 161, 170)
 FORMATS = (".gif", ".mp4")
 
 
 class Screen(NamedTuple):
-    """One arm's part of the picture."""
+    """Holds one arm's part of the picture."""
 
     name: str
     frame: Frame
@@ -41,7 +41,8 @@ def check_out(out: Path) -> None:
 
 
 def trained(plan: Plan, agent_steps: int, stream: TextIO = sys.stderr) -> Iterator[tuple[str, LearningProcess]]:
-    """Yields each arm's name and its process on the plan's last seed, trained for ``agent_steps``; 0: as it starts."""
+    """Yields each arm's name and its process on the plan's last seed, trained to the end of its task, or untrained if
+    ``agent_steps`` is 0. The plan must have one game."""
     tasks = [task for task in plan.tasks() if task.round == plan.num_seeds - 1]
     for arm, task in zip(plan.arms, tasks, strict=True):
         initialization = starting_weights(plan.config, task, plan.initializations())
@@ -59,20 +60,20 @@ def pictures(plan: Plan, agent_steps: int, num_frames: int) -> Iterator[Image.Im
     """Yields ``num_frames`` pictures, in which all arms play side by side."""
     arms = dict(trained(plan, agent_steps))
     watched = [process_of(plan.config).watch(process) for process in arms.values()]
-    practice = f"after {agent_steps:,} agent steps" if agent_steps else "before any training"
+    training_text = f"after {agent_steps:,} agent steps" if agent_steps else "before any training"
     for frames in islice(zip(*watched, strict=True), num_frames):
-        yield draw([Screen(name, frame) for name, frame in zip(arms, frames, strict=True)], practice)
+        yield draw([Screen(name, frame) for name, frame in zip(arms, frames, strict=True)], training_text)
 
 
-def draw(screens: Sequence[Screen], practice: str) -> Image.Image:
-    """Draws screens beside each other, each below its name, its practice and its score."""
+def draw(screens: Sequence[Screen], training_text: str) -> Image.Image:
+    """Draws screens beside each other, each below its arm's name, the ``training_text`` and its score."""
     height, width = (SCALE * length for length in screens[0].frame.screen.shape[:2])
     head = 3 * LINE + MARGIN
     picture = Image.new("RGB", (len(screens) * (width + MARGIN) + MARGIN, head + height + MARGIN), BACKGROUND)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     for index, (name, frame) in enumerate(screens):
         left = MARGIN + index * (width + MARGIN)
-        lines = ((name, TEXT), (practice, FAINT), (f"game {frame.episode}, score {frame.score:g}", TEXT))
+        lines = ((name, TEXT), (training_text, FAINT), (f"game {frame.episode}, score {frame.score:g}", TEXT))
         for row, (text, color) in enumerate(lines):
             pen.text((left, MARGIN // 2 + row * LINE), text, fill=color, font=font)
         screen = Image.fromarray(frame.screen).resize((width, height), Image.Resampling.NEAREST)

@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 from leap_rl.backends.backend import Backend
 from leap_rl.config import identity
-from leap_rl.evaluation.files import Description
 from leap_rl.evaluation.plan import Plan, differences
+from leap_rl.evaluation.schemas import Description
 from leap_rl.files.schemas import parse_json
 from leap_rl.files.storage import Storage, open_storage
 from leap_rl.measures import Measures
@@ -34,7 +34,8 @@ MAX_DESCRIPTION = 64 << 20  # bytes
 
 
 def check_directory(plan: Plan) -> bool:
-    """Returns whether the directory holds this evaluation, perhaps with fewer seeds, which is said. Writes nothing.
+    """Returns whether the directory holds this evaluation, perhaps with fewer seeds; then it prints that it extends it.
+    Writes no file.
 
     Raises BadInputError if it holds another evaluation, or something else.
     """

@@ -17,7 +17,7 @@ from leap_rl.evaluation.arms import RANDOM_ARM, Arm, add_arms, parse_arms
 from leap_rl.meta.rules import HEADS, without_heads
 from leap_rl.pools import expand_all
 from leap_rl.processes import PROCESSES, initial_parameters, parse_tasks, process_of, process_type, resolve
-from leap_rl.processes.registry import give
+from leap_rl.processes.registry import import_named_process
 from leap_rl.runs.run_files import CONFIG, fingerprint
 from leap_rl.runs.sources import folder_of, read_source
 from leap_rl.seeding import Purpose, derive_seed
@@ -89,14 +89,14 @@ def make_plan(
     for override in overrides:
         key = override.partition("=")[0]
         if key in ("meta.parameters", "process", *paths):
-            continue  # the encoder alone; code to import; where this machine has files
+            continue  # the encoder alone is evaluated; which code is imported; where this machine has its files
         if (key not in FREE_ON_RESUME and key.partition(".")[0] not in FREE_ON_RESUME) or key.startswith("run."):
             raise BadInputError(
                 f"override {override!r}: an evaluation trains as the run did; allowed are keys that say where it "
                 f"runs: {', '.join(key for key in (*FREE_ON_RESUME, *paths) if not key.startswith('run.'))}, and "
                 "meta.parameters"
             )
-    give(overrides)
+    import_named_process(overrides)
     read = [read_source(source) for source in sources]
     here = [found.for_this_machine(overrides) for found in read]
     base = next((config for config, _ in here if config is not None), None)

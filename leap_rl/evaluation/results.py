@@ -1,7 +1,7 @@
 """Writes and reads the results of an evaluation: learning curves, and probes that need no further training.
 
 They are in ``curves.csv`` and ``probes.json``, and depend only on the finished tasks: the same tasks give the same
-bytes. Besides evaluation.json, the report reads nothing else.
+bytes. The report reads only these two files and evaluation.json.
 """
 
 import csv
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leap_rl.evaluation.files import Probes, check_curve
 from leap_rl.evaluation.plan import Plan
+from leap_rl.evaluation.schemas import Probes, check_curve
 from leap_rl.files.schemas import parse_json
 from leap_rl.files.storage import Storage
 from leap_rl.measures import Measures

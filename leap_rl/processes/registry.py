@@ -59,7 +59,7 @@ def process_type(name: str, may_import: bool = True) -> ProcessType[Any]:
     return _checked(name, record)
 
 
-def give(overrides: Sequence[str]) -> None:
+def import_named_process(overrides: Sequence[str]) -> None:
     """Imports the process that a reader names with ``process=module:NAME``, so that files may name it too."""
     for override in overrides:
         key, _, value = override.partition("=")

@@ -1,1 +1,1 @@
-"""Run directories: all that touches them, and what is shown of a run while it trains."""
+"""Keeps run directories, and shows a run while it trains."""

@@ -1,4 +1,5 @@
-"""Who may use a run directory: what it must hold, which changes of a configuration it goes on under, and its lock."""
+"""Decides who may use a run directory: what it must hold, which changes of a configuration it continues under, and its
+lock."""
 
 import fcntl
 import os
@@ -40,7 +41,7 @@ def _check_directory(path: Path) -> None:
         raise BadInputError(f"run.dir = {path}: {ancestor} is not writable")
 
 
-def extension(stored: Config, wanted: Config) -> list[str]:
+def extending_changes(stored: Config, wanted: Config) -> list[str]:
     """Returns the changes of ``wanted`` over the run's configuration that extend the run: more meta-steps at a constant
     rate, and other held-out games. They change no bit of the meta-steps that are done."""
     found = []
@@ -55,7 +56,7 @@ def extension(stored: Config, wanted: Config) -> list[str]:
 
 def _check_same(url: str, stored: Config, wanted: Config) -> None:
     before, after = dict(flatten(identity(stored))), dict(flatten(identity(wanted)))
-    free = [text.partition(" ")[0] for text in extension(stored, wanted)]
+    free = [text.partition(" ")[0] for text in extending_changes(stored, wanted)]
     differing = [
         f"{key} ({before.get(key)} there, {value} here)"
         for key, value in after.items()

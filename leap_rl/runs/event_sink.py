@@ -1,4 +1,4 @@
-"""TensorBoard as a sink: one run for the meta-steps, plotted against the meta-step, and one for each game."""
+"""Writes event files for TensorBoard: one run for the meta-steps, and one for each task name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # needs TensorBoard, which is an extra
 
 
 class EventSink(Sink):
-    """Writes event files below ``folder``, which is not asked for before it is needed.
+    """Writes event files below ``folder()``, which is called only when the first is written.
 
-    TensorBoard hides points from ``first_step`` of a series on that an interrupted session has written.
+    Points of a series from ``first_step`` on, which an interrupted session wrote, are hidden by TensorBoard.
     """
 
     def __init__(

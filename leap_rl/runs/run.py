@@ -31,7 +31,7 @@ from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.files.yaml_files import dump_yaml
 from leap_rl.meta.schedule import due
 from leap_rl.processes import process_of
-from leap_rl.runs.admission import LOCK, check_run, extension, lock_directory, remove_half_written
+from leap_rl.runs.admission import LOCK, check_run, extending_changes, lock_directory, remove_half_written
 from leap_rl.runs.formats import FORMAT_VERSION, OtherFormatError, check_format
 from leap_rl.runs.run_files import (
     CONFIG,
@@ -79,12 +79,13 @@ class RunDirectory:
         """Creates ``run.dir``, or opens it if it holds a run of the same configuration.
 
         Raises BadInputError if it is not a directory, cannot be written, is in use, or holds something else or a run of
-        another configuration. If ``config`` extends the run (:func:`extension`), the run's config.yaml is replaced.
+        another configuration. If ``config`` extends the run (:func:`extending_changes`), the run's config.yaml is
+        replaced.
         """
         storage = open_storage(config.run.dir)
         stored = check_run(storage, config)
         lock = lock_directory(storage.path) if isinstance(storage, LocalStorage) else None
-        extended = extension(stored, config) if stored else []
+        extended = extending_changes(stored, config) if stored else []
         if stored is None or extended:
             storage.write(CONFIG, dump_yaml(config.model_dump()).encode())
         run = cls(config, storage, lock)

@@ -1,7 +1,7 @@
 """Reads the files of a run, each checked by a schema. A file that does not fit is reported in one line.
 
-A run may come from elsewhere, be damaged, or be of an earlier version. Files are read only here, after their type and
-size were checked (storage.py).
+A run may come from elsewhere, be damaged, or be of an earlier version. Storage checks the type and size of every file
+before it is read.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The terminal as a sink: progress bars, or plain lines where the output is a file."""
+"""Shows a run in the terminal: with progress bars, or in plain lines where the output is a file."""
 
 import math
 import sys
