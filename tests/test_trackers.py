@@ -89,6 +89,7 @@ def test_a_chart_is_named_after_its_task_and_stands_on_its_axis():
     shown = dict.fromkeys(("episodic_return", *MEASURES.means)) | {"loss": 0.5}
     chart = charts_of(row | shown, MEASURES, 100)
     assert chart == Chart("agent_steps", 250, {"game/loss/breakout_mode8": 0.5}), "what is null has no point"
+    assert charts_of(row | {"loss": 0.5}, MEASURES, 100) == chart, "nor has what an older row lacks"
     task = charts_of(row | {"kind": "task", "path_length": 3.0, "episodic_return": 7.5}, MEASURES, 100)
     assert (task.axis, task.step) == ("meta_step", 2)
     assert task.values == {"task/path_length/breakout_mode8": 3.0, "task/episodic_return/breakout_mode8": 7.5}

@@ -1,4 +1,4 @@
-"""The numbers of a run, as pure functions of what happened: rows of metrics.jsonl, and points of charts.
+"""Computes the numbers of a run, as pure functions of what happened: rows of metrics.jsonl, and points of charts.
 
 docs/metrics.md lists them all. measures.py says what other processes have instead of games and returns.
 """
@@ -19,7 +19,7 @@ META = "meta"  # the series of the meta-steps; every other one is a game's
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a chart."""
+    """Holds one point of a chart."""
 
     series: str  # the meta-steps, or a game: one chart compares all games
     name: str  # of the chart
@@ -55,13 +55,13 @@ def fault_row(fault: Fault, meta_step: int) -> dict[str, Any]:
 
 
 def task_points(report: TaskReport, measures: Measures, steps_per_task: int) -> Iterator[Point]:
-    """Yields the points of a task's newest segment, at meta_step × task.agent_steps + agent steps of the task. Counts
-    are left out, which would be saw-teeth over the tasks; rows have them."""
+    """Yields the points of a task's newest segment, at meta_step × task.agent_steps + agent steps of the task. Totals
+    (``measures.totals``) are left out, since they start anew in each task; rows have them."""
     step = report.task.round * steps_per_task + int(report.statistics["agent_steps"])
     shown = {name: value for name, value in measures.shown(report.segment).items() if name not in measures.totals}
     values: dict[str, float | None] = {
         **{f"{measures.task}/{name}": value for name, value in shown.items()},
-        **{
+        **{  # RLlib's own numbers, which no Measures names: sums over gradient steps
             name: value / report.segment["updates"]
             for name, value in report.segment.items()
             if name.startswith("rllib/") and report.segment["updates"]
@@ -119,7 +119,7 @@ def meta_step_row(outcome: MetaStep, scalars: Mapping[str, float], layers: Mappi
 def meta_step_points(
     outcome: MetaStep, scalars: Mapping[str, float], layers: Mapping[str, float], measures: Measures
 ) -> Iterator[Point]:
-    """Yields the points of a meta-step, given the same."""
+    """Yields the points of a meta-step, given its :func:`meta_step_scalars` and the drift of each layer."""
     cosine = mean_cosine(outcome.cosines)
     values = {f"meta/{name}": value for name, value in scalars.items()}
     values |= {} if cosine is None else {"meta/increment_cosine": cosine}
@@ -167,7 +167,7 @@ def charts_of(row: Mapping[str, Any], measures: Measures, steps_per_task: int) -
         axis, step = "agent_steps", meta_step * steps_per_task + int(row["task_agent_steps"])
         held_out = [measures.held_out_score] if measures.held_out_counts else []
         names = (measures.score, *held_out, *measures.means)
-        values = {f"{measures.task}/{name}/{game}": row[name] for name in names}
+        values = {f"{measures.task}/{name}/{game}": row.get(name) for name in names}  # older rows may lack one
     return Chart(axis, step, {name: value for name, value in values.items() if isinstance(value, int | float)})
 
 

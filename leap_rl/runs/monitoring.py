@@ -80,6 +80,7 @@ class Monitor:
             EventSink(f"{run.url}/tensorboard", lambda: run.tensorboard, self._first_step, self._measures),
             Terminal(self._measures, config.num_updates * config.update_steps, stream),
             *trackers(config, run),
+            # a new sink goes here
         ]
         self._failed: set[str] = set()  # names of what has failed, and is left out
         self._first_meta_step = 0  # the first one of this session
@@ -100,7 +101,7 @@ class Monitor:
                 self._attempt(sink.name, partial(call, sink))
 
     def _attempt(self, name: str, call: Callable[[], None]) -> None:
-        """Calls, unless what has that ``name`` has failed before. If it fails, prints a line that says so."""
+        """Makes a call, unless one under that ``name`` has failed before. If it fails, prints a line that says so."""
         if name in self._failed:
             return
         try:
@@ -118,8 +119,8 @@ class Monitor:
         self._each(lambda sink: sink.log(rows, points))
 
     def _first_step(self, series: str) -> int:
-        """Returns the step of a series from which on this session logs: what an interrupted one has logged from there
-        on is void. Tasks are rounded up to whole updates; points of committed tasks lie below their step."""
+        """Returns the first step that this session logs in a series; what an interrupted session logged from there on
+        is void. Tasks are rounded up to whole updates; points of committed tasks lie below their step."""
         if series == META:
             return self._first_meta_step
         return self._first_drawn * self._config.task.agent_steps + self._config.update_steps

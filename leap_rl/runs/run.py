@@ -124,8 +124,8 @@ class RunDirectory:
         self.settle(checkpoint)
 
     def settle(self, checkpoint: Checkpoint) -> None:
-        """Does the work after a checkpoint, again if it has failed before: writes ``initialization.safetensors``, and
-        removes averaged tasks and old checkpoints."""
+        """Finishes a commit after its checkpoint is written; may be repeated if it failed. It writes
+        ``initialization.safetensors``, and removes averaged tasks and old checkpoints."""
         self.publish(checkpoint)
         self.tasks.forget_all_but(due(self.config.meta, checkpoint))
         self._prune(checkpoint.meta_step)
@@ -169,7 +169,7 @@ class RunDirectory:
             return {}, {}
         return parse_initialization(data, f"{self.url}/{INITIALIZATION}")
 
-    def newest(self) -> tuple[Tensors, dict[str, str]]:
+    def current_initialization(self) -> tuple[Tensors, dict[str, str]]:
         """Returns what :meth:`published` returns, for evaluation and export. Raises BadInputError if there is no
         initialization yet, or if a checkpoint is newer because a write failed after it."""
         tensors, metadata = self.published()

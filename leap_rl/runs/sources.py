@@ -70,7 +70,7 @@ def read_source(source: str) -> Source:
     if CONFIG not in storage.names():
         raise BadInputError(f"{source}: not a run directory: it has no {CONFIG}")
     config = read_config(storage)
-    tensors, metadata = RunDirectory(config, storage).newest()
+    tensors, metadata = RunDirectory(config, storage).current_initialization()
     return Source(tensors, int(metadata["meta_step"]), config, f"{storage.url}/{CONFIG}", versions_of(metadata))
 
 
