@@ -61,8 +61,7 @@ class ActorCriticConfig(Config):
 
 
 def episodic(task: str, tasks: str, frame: str, paired: str, human_normalized: bool = False) -> Measures:
-    """Returns the words of a process whose score is the return of an episode. A mean whose sums a process does not have
-    is not shown."""
+    """Returns the words of a process whose score is the return of an episode."""
     return Measures(
         task=task,
         tasks=tasks,

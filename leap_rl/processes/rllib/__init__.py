@@ -1,6 +1,7 @@
 """An RLlib algorithm as a learning process: PPO, APPO, IMPALA, DQN or our A2C."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from leap_rl.extras import require_extra
@@ -8,11 +9,15 @@ from leap_rl.processes.atari import AtariProcessType
 from leap_rl.processes.rllib.config import RLlibConfig
 from leap_rl.types import LearningProcess, Task, Tensors
 
+# Means of ``episodic`` whose sums are in process.py. A new one is A2C's alone, until it is named here.
+MEANS = ("episode_length", "loss", "policy_loss", "value_loss", "entropy", "gradient_norm", "clipped_reward")
+
 
 class RLlib(AtariProcessType[RLlibConfig]):
     """An RLlib algorithm, as the registry knows it."""
 
     config = RLlibConfig
+    measures = replace(AtariProcessType.measures, means={name: AtariProcessType.measures.means[name] for name in MEANS})
     training_keys: ClassVar[tuple[str, ...]] = (*AtariProcessType.training_keys, "rllib")
 
     def resolve(self, config: RLlibConfig) -> RLlibConfig:
