@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     report = subparsers.add_parser(
         "report",
         help="write the report of an evaluation again",
-        description="Writes report.md, its figures and TensorBoard runs from what an evaluation has measured.",
+        description="Writes report.md, report.html, figures and TensorBoard runs from what an evaluation has measured.",
         epilog="example: leap-rl report runs/quickstart-evaluation",
     )
     report.add_argument("evaluation", metavar="DIR", type=_path, help="the directory of an evaluation")
@@ -265,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument(
         "--watch", action="store_true", help="show it again every five seconds, until the run has ended"
     )
+    status.add_argument("--html", metavar="FILE", help="also write it as a page, with the curves and the configuration")
     status.add_argument("--json", action="store_true", help="print as JSON, a line each time")
     status.set_defaults(command=commands.status)
 

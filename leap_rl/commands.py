@@ -327,17 +327,24 @@ def status(options: argparse.Namespace) -> int:
     import time
     from dataclasses import asdict
 
+    from leap_rl.extras import require_extra
     from leap_rl.files.storage import open_storage
     from leap_rl.runs.run_files import read_config
     from leap_rl.runs.status import describe_status, status_of
 
+    if options.html is not None:
+        require_extra("report", f"--html {options.html}")
     while True:
         found = status_of(options.run)
-        text = (
-            json.dumps(asdict(found))
-            if options.json
-            else describe_status(found, read_config(open_storage(options.run)))
-        )
+        config = read_config(open_storage(options.run))
+        if options.html is not None:
+            from leap_rl.runs.status_page import status_page
+
+            try:
+                Path(options.html).write_text(status_page(found, config, options.watch), encoding="utf-8")
+            except OSError as error:
+                raise BadInputError(f"--html {options.html}: cannot be written: {error.strerror}") from None
+        text = json.dumps(asdict(found)) if options.json else describe_status(found, config)
         clear = "\033[2J\033[H" if options.watch and sys.stdout.isatty() and not options.json else ""
         print(f"{clear}{text}", flush=True)
         if not options.watch or found.meta_step >= found.meta_steps:

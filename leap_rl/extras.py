@@ -12,7 +12,7 @@ MODULES = {
     "ray": ("ray", "pyarrow"),
     "rllib": ("gymnasium", "pandas", "scipy", "tree"),
     "vision": ("cv2",),
-    "report": ("matplotlib", "PIL", "scipy", "tensorboard"),
+    "report": ("markdown_it", "matplotlib", "PIL", "scipy", "tensorboard"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }

@@ -37,6 +37,7 @@ NEED = {
     "leap_rl.evaluation.tensorboard": "report",
     "leap_rl.files.event_files": "report",
     "leap_rl.runs.figures": "report",
+    "leap_rl.runs.status_page": "report",
     "leap_rl.export.sb3_features": "none of ours",
 }
 SCRIPT = """

@@ -15,15 +15,18 @@ from leap_rl.evaluation.results import read_curves, read_probes
 from leap_rl.evaluation.scores import scale
 from leap_rl.evaluation.statistics import Estimate
 from leap_rl.extras import require_extra
+from leap_rl.files.html_page import html_page
 from leap_rl.files.storage import LocalStorage, open_storage
 from leap_rl.files.text import as_text
 from leap_rl.measures import Measures
+from leap_rl.runs.run_files import CONFIG, VERSIONS
 
-REPORT = "report.md"
+REPORT, PAGE = "report.md", "report.html"
 
 
 def write_report(url: str) -> Analysis:
-    """Writes report.md, its figures and TensorBoard runs into an evaluation's directory. Raises BadInputError.
+    """Writes report.md, its figures, report.html with all of it, and TensorBoard runs into an evaluation's directory.
+    Raises BadInputError.
 
     A figure that cannot be drawn is left out, with a line on stderr.
     """
@@ -37,7 +40,7 @@ def write_report(url: str) -> Analysis:
         *(("over_games",) if analysis.counted else ()),
         *(("heat_maps",) if matrices else ()),
     ]
-    drawn = set()
+    drawn: dict[str, bytes] = {}
     for name in names:
         try:
             from leap_rl.evaluation import figures
@@ -47,11 +50,15 @@ def write_report(url: str) -> Analysis:
         except Exception as error:
             _leave_out(f"{url}/{name}.png", error)
             continue
-        drawn.add(name)
+        drawn[f"{name}.png"] = rendered["png"]
         for suffix, data in rendered.items():
             storage.write(f"{name}.{suffix}", data)
-    text = "\n".join(_lines(description, analysis, probes, drawn))
+    text = "\n".join(_lines(description, analysis, probes, {name.removesuffix(".png") for name in drawn}))
     storage.write(REPORT, (text.rstrip() + "\n").encode(errors="replace"))
+    texts = {"Configuration of every task": CONFIG, "Versions": VERSIONS}
+    known = storage.names()
+    appendix = {title: storage.read(name).decode(errors="replace") for title, name in texts.items() if name in known}
+    storage.write(PAGE, html_page(url, text, drawn, appendix).encode(errors="replace"))
     if isinstance(storage, LocalStorage):
         try:
             from leap_rl.evaluation.tensorboard import write_tensorboard
