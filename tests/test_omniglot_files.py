@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 
 import cv2
 import numpy as np
@@ -147,6 +150,33 @@ def test_a_drawing_that_is_none_is_refused_and_named(tmp_path, image, problem):
     with pytest.raises(BadInputError, match=problem) as error:
         load_omniglot(str(write_zip(tmp_path / "omniglot.zip", files)))
     assert name in str(error.value)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("side", [20_000, 60_000, 1 << 20])  # of the last two, OpenCV raises an error of its own
+def test_a_drawing_that_claims_to_be_huge_is_refused_and_named(tmp_path, side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    name = "images/Script_0/character01/0001.png"
+    with pytest.raises(BadInputError, match=f"{name}: not an image"):
+        load_omniglot(str(write_zip(tmp_path / "omniglot.zip", drawings() | {name: data})))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_zip_that_is_damaged_is_refused_however_it_is_compressed(tmp_path, compression, expected):
+    file = tmp_path / "omniglot.zip"
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in drawings().items():
+            archive.writestr(name, data)
+    assert_same(load_omniglot(str(file)), expected)
+    damaged = bytearray(file.read_bytes())
+    damaged[90:150] = b"\xaa" * 60  # behind the first file's header
+    file.write_bytes(damaged)
+    with pytest.raises(BadInputError, match=r"omniglot\.zip"):
+        load_omniglot(str(file))
 
 
 def test_grey_and_coloured_drawings_of_dark_ink_on_light_paper_are_taken(tmp_path):
