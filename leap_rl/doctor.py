@@ -12,6 +12,7 @@ from typing import NamedTuple
 from leap_rl.backends import try_cluster
 from leap_rl.config import Config
 from leap_rl.extras import MODULES
+from leap_rl.processes import resolve
 from leap_rl.types import LeapRLError
 
 GIGABYTE = 1 << 30
@@ -36,6 +37,7 @@ def examine(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
     yield from packages()
     yield from lock(Path(__file__).parent.parent / "requirements.lock")
     yield from games()
+    yield from needs(config)
     yield from cores(root, config)
     yield from memory(root, config)
     yield from speed(root)
@@ -89,6 +91,16 @@ def games() -> Iterator[Finding]:
         yield Finding(True, f"Pong cannot be loaded: {error}: install ale-py again, which has the games")
         return
     yield Finding(False, "games can be loaded")
+
+
+def needs(config: Config) -> Iterator[Finding]:
+    """Looks for what the configuration asks for: the device, if workers are on this machine, and data."""
+    try:
+        resolve(config)
+    except LeapRLError as error:
+        yield Finding(True, str(error))
+    else:
+        yield Finding(False, f"device = {config.device}, and the data that process = {config.process} needs")
 
 
 def cores(root: Path, config: Config) -> Iterator[Finding]:

@@ -10,11 +10,19 @@ import pytest
 from leap_rl import doctor
 from leap_rl.cli import main
 from leap_rl.doctor import GIGABYTE
+from leap_rl.files.yaml_files import dump_yaml
+from tests.alphabets import tiny_tree
 from tests.cli_helpers import write_config
 from tests.helpers import tiny_config
 
 RAY = {"backend": "ray", "workers.count": 4}
 Usage = namedtuple("Usage", "total used free")
+
+
+def write_classification(folder):
+    file = folder / "config.yaml"
+    file.write_text(dump_yaml(tiny_tree("glyphs", folder / "run")))
+    return file
 
 
 def one(findings):
@@ -95,6 +103,24 @@ def test_a_game_that_cannot_be_loaded(monkeypatch):
     assert not one(doctor.games()).is_problem
     monkeypatch.setattr("leap_rl.atari.emulators.take", lambda *_: 1 / 0)
     assert one(doctor.games()).is_problem
+
+
+@pytest.mark.parametrize(
+    ("write", "override", "problem"),
+    [
+        (write_config, "device=cuda", "device = cuda: torch "),
+        (write_classification, "alphabets.source=/none.zip", "alphabets.source = /none.zip: No such file"),
+    ],
+)
+def test_what_training_would_refuse_is_a_problem(tmp_path, run_main, monkeypatch, write, override, problem):
+    monkeypatch.setattr("torch.ones", lambda *_, **__: 1 / 0)  # as if there were no GPU, where there is one
+    file = write(tmp_path)
+    code, stdout, _ = run_main("doctor", file, override)
+    assert code == 1
+    assert f"problem  {problem}" in stdout
+    code, _, stderr = run_main("train", file, override)
+    assert code == 2
+    assert stderr.startswith(f"error: {problem}")
 
 
 def test_few_open_files(monkeypatch):
