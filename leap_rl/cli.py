@@ -3,6 +3,7 @@ code 2."""
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -16,11 +17,16 @@ from leap_rl.types import BadInputError, LeapRLError
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
+    _prepare_streams()
     # torch's optimizers import its compiler, which makes a folder for what it compiles, in /tmp and under a name that
     # others can foresee. Nothing is compiled here: a folder that exists, and is no other user's, will do.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.dirname(os.path.abspath(__file__)))
     with contextlib.suppress(ValueError):  # in a thread, which takes no signals
         signal.signal(signal.SIGTERM, lambda *_: _raise_interrupt())  # what a scheduler or container sends
+    try:
+        os.getcwd()
+    except OSError as error:  # nor could torch's libraries be loaded, which say something else then
+        return _complain(f"the current directory cannot be used: {error.strerror}; change to another one", 2)
     try:
         options = _parse(arguments)
         code: int = options.command(options)
@@ -41,6 +47,21 @@ def main(arguments: list[str] | None = None) -> int:
         if error.filename is None and error.strerror is None:
             raise
         return _complain(f"{error.filename or 'writing'}: {error.strerror}", 1)
+
+
+def _prepare_streams() -> None:
+    """Makes the standard streams fit to write to. One that is closed becomes /dev/null: otherwise the next file that is
+    opened would take its number, and with it what libraries print. Characters that a stream cannot encode are written
+    as Python's escapes."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115, as Python opens them
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's stderr has it
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -288,8 +309,8 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="look for what would stop or slow a run here",
         description=(
-            "Looks at packages, games, cores, memory, disk and Ray on this machine, and says for each problem what to "
-            "do. The exit code is 1 if there is one."
+            "Looks at packages, games, the device, drawings, cores, memory, disk and Ray on this machine, and says for "
+            "each problem what to do. The exit code is 1 if there is one."
         ),
         epilog="example: leap-rl doctor configs/atari.yaml ray.address=auto workers.count=8",
     )
@@ -321,6 +342,8 @@ def _parser() -> argparse.ArgumentParser:
 def _path(text: str) -> str:
     from leap_rl.files.storage import expand
 
+    if not text:  # a variable of the shell that is not set; it would be the current directory
+        raise argparse.ArgumentTypeError("is empty; it must be a path")
     try:
         # Made absolute, since a suffix may be appended to it.
         return os.path.abspath(text) if text.rstrip("/") in (".", "..") else expand(text)

@@ -25,7 +25,7 @@ def train(options: argparse.Namespace) -> int:
     from leap_rl.runs.monitoring import Monitor
     from leap_rl.runs.run import adopt_precision, describe, is_finished, open_run
     from leap_rl.runs.run_files import read_metrics
-    from leap_rl.runs.terminal import summary_table
+    from leap_rl.runs.terminal import PlainConsole, summary_table
     from leap_rl.training import meta_train
 
     for tracker in ("wandb", "mlflow"):
@@ -52,12 +52,9 @@ def train(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(state))
         return 0
-    from rich.console import Console
-
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # paths are shown as they are
-    console = Console(**plain)
+    console = PlainConsole()
     if not console.is_terminal:
-        console = Console(**plain, width=140)
+        console = PlainConsole(width=140)
     process, (named, paths) = process_of(config), _given_again(config)
     measures = process.measures
     console.print(summary_table(read_metrics(path), measures))
@@ -66,9 +63,9 @@ def train(options: argparse.Namespace) -> int:
         f"{measures.tasks}; a shorter path is what Leap trains for. {process.note}\n\n"
         f"The shared initialization: {path}/initialization.safetensors\n"
         f"fingerprint {state['fingerprint']}\n\n"
-        f"Look at the curves:   tensorboard --logdir {path}\n"
-        f"Look at the run:      leap-rl show {path}{named}\n"
-        + (process.look_next or f"Does it help:         leap-rl evaluate {path}{named}{paths}")
+        f"Look at the curves:   tensorboard --logdir {shlex.quote(path)}\n"
+        f"Look at the run:      leap-rl show {shlex.quote(path)}{named}\n"
+        + (process.look_next or f"Does it help:         leap-rl evaluate {shlex.quote(path)}{named}{paths}")
     )
     print(printable(end))
     return 0

@@ -105,6 +105,8 @@ def _describe(problem: Any, config: type[Config]) -> str:
         hint = "; write null"
     elif isinstance(value, str) and problem["type"] == "list_type":
         hint = f"; write [{'' if value.lower() in ('none', 'nil') else value}]"
+    if problem["type"] == "model_type":
+        message = "must be a section, a dictionary of keys, or be left out"
     message = message.replace("Input should", "must").replace("a valid integer", "an integer").replace("a valid", "a")
     return f"{key} = {shown}: {message}{hint}"
 

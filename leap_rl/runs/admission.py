@@ -34,6 +34,8 @@ def _check_directory(path: Path) -> None:
         raise BadInputError(f"run.dir = {path}: is a file; it must be a directory or not exist yet")
     ancestor = path
     while not ancestor.exists():
+        if ancestor.is_symlink():
+            raise BadInputError(f"run.dir = {path}: {ancestor} is a symbolic link that leads nowhere")
         ancestor = ancestor.parent
     if not ancestor.is_dir():
         raise BadInputError(f"run.dir = {path}: {ancestor} is a file")

@@ -19,6 +19,17 @@ from leap_rl.types import Place, Task, TaskReport
 PLAIN_SECONDS = 30.0  # time between status lines if the output is not a terminal
 
 
+class PlainConsole(Console):
+    """Shows text as it is, since paths and names may look like markup."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Raises the BrokenPipeError, where rich would end the process: the run goes on without whoever watched it."""
+        raise
+
+
 class Terminal(Sink):
     """Shows a run's progress. ``steps_per_task`` is how many agent steps a task has."""
 
@@ -26,7 +37,7 @@ class Terminal(Sink):
 
     def __init__(self, measures: Measures, steps_per_task: int, stream: TextIO | None = None) -> None:
         self._measures, self._steps_per_task = measures, steps_per_task
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._console = PlainConsole(file=stream or sys.stderr, soft_wrap=True)
         self._bars: Progress | None = None
         self._bar_of: dict[Place, Any] = {}
         self._whole_bar: Any = None
