@@ -23,6 +23,15 @@ def num_kept(name: str) -> int:
     return len(emulators._idle.get(parse_game(name), []))
 
 
+def test_one_that_was_taken_before_all_was_forgotten_is_not_kept() -> None:
+    game = parse_game("pong")
+    taken = take(game, 1)
+    emulators._forget()
+    give_back(game, taken)
+    assert num_kept("pong") == 0
+    assert take(game, 1) != taken
+
+
 @pytest.mark.parametrize(
     "name", [*META_TRAINING, *HELD_OUT, *OUT_OF_DISTRIBUTION, "breakout:mode=4,difficulty=1", "space_invaders:mode=7"]
 )

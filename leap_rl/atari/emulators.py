@@ -45,6 +45,8 @@ def take(game: Game, count: int) -> list[ale_py.ALEInterface]:
 
 def give_back(game: Game, emulators: list[ale_py.ALEInterface]) -> None:
     """They are not played any more."""
+    if game not in _fresh:  # all was forgotten while they played
+        return
     _idle[game] = _idle.pop(game, []) + emulators  # as the last that was played
     while sum(map(len, _idle.values())) > KEPT:
         longest_ago = next(iter(_idle))
