@@ -14,6 +14,8 @@ from leap_rl.extras import explain
 from leap_rl.files.text import printable
 from leap_rl.types import BadInputError, LeapRLError
 
+OWN_PROCESS = "process=MODULE:NAME after it where it has a process of your own"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
@@ -174,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_FILE",
         nargs="+",
         type=_path,
-        help="run directories, initialization files, or pretrained:NAME",
+        help=f"run directories, initialization files, or pretrained:NAME; {OWN_PROCESS}",
     )
     play.add_argument("--game", metavar="GAME", help="to play (default: the first that the run holds out)")
     play.add_argument(
@@ -186,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument(
         "--out", metavar="FILE", type=_path, required=True, help="a new file, whose name ends in .gif or .mp4"
     )
-    play.set_defaults(command=commands.play)
+    play.set_defaults(command=commands.play, overrides=[])
 
     report = subparsers.add_parser(
         "report",
@@ -215,14 +217,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: leap-rl export runs/quickstart --to rllib --out encoder",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    export.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
+    export.add_argument("run", metavar="RUN", type=_path, help=f"a run directory, or its URL; {OWN_PROCESS}")
     export.add_argument(
         "--to", required=True, choices=("rllib", "torch", "sb3", "hub"), help="the library, or the hub, that it is for"
     )
     export.add_argument("--game", metavar="GAME", help="of a run with env.center = background: the game it is for")
     export.add_argument("--out", metavar="DIR", type=_path, help="a new directory (default: RUN-TO)")
     export.add_argument("--json", action="store_true", help="print the result as JSON")
-    export.set_defaults(command=commands.export)
+    export.set_defaults(command=commands.export, overrides=[])
 
     presets = subparsers.add_parser(
         "presets",
@@ -282,13 +284,13 @@ def _parser() -> argparse.ArgumentParser:
         ),
         epilog="example: leap-rl status runs/atari --watch",
     )
-    status.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
+    status.add_argument("run", metavar="RUN", type=_path, help=f"a run directory, or its URL; {OWN_PROCESS}")
     status.add_argument(
         "--watch", action="store_true", help="show it again every five seconds, until the run has ended"
     )
     status.add_argument("--html", metavar="FILE", help="also write it as a page, with the curves and the configuration")
     status.add_argument("--json", action="store_true", help="print as JSON, a line each time")
-    status.set_defaults(command=commands.status)
+    status.set_defaults(command=commands.status, overrides=[])
 
     plan = subparsers.add_parser(
         "plan",
@@ -332,10 +334,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in ("a", "b"):
         diff.add_argument(
-            name, metavar=name.upper(), type=_path, help="a run directory, an initialization file, or pretrained:NAME"
-        )
+            name, metavar=name.upper(), type=_path,
+            help=f"a run directory, an initialization file, or pretrained:NAME; {OWN_PROCESS}",
+        )  # fmt: skip
     diff.add_argument("--json", action="store_true", help="print as JSON")
-    diff.set_defaults(command=commands.diff)
+    diff.set_defaults(command=commands.diff, overrides=[])
     return parser
 
 

@@ -178,6 +178,7 @@ def play(options: argparse.Namespace) -> int:
     from leap_rl.evaluation.clip import FRAMES_A_SECOND, check_out, pictures, write_clip
     from leap_rl.evaluation.plan import make_plan
 
+    _give(options.overrides)
     out = Path(options.out)
     check_out(out)
     for name, value, least in (("agent-steps", options.agent_steps, 0), ("seed", options.seed, 0),
@@ -223,6 +224,7 @@ def export(options: argparse.Namespace) -> int:
     from leap_rl.backends import prepare_environment
     from leap_rl.export.export import export_run
 
+    _give(options.overrides)
     prepare_environment("local")
     written = export_run(options.run, options.to, options.out, options.game)
     if options.json:
@@ -315,6 +317,7 @@ def diff(options: argparse.Namespace) -> int:
     from leap_rl.runs.diff import describe_diff
     from leap_rl.runs.diff import diff as compare
 
+    _give(options.overrides)
     found = compare(options.a, options.b)
     print(json.dumps(found) if options.json else describe_diff(found))
     return 0
@@ -329,6 +332,7 @@ def status(options: argparse.Namespace) -> int:
     from leap_rl.runs.run_files import read_config
     from leap_rl.runs.status import describe_status, status_of
 
+    _give(options.overrides)
     if options.html is not None:
         require_extra("report", f"--html {options.html}")
     while True:

@@ -149,6 +149,25 @@ def test_the_commands_that_training_ends_with_are_not_refused(tmp_path, run_main
     assert run_main(*named[0])[0] == 0
 
 
+def test_every_command_takes_the_name_that_it_asks_for(tmp_path, run_main, monkeypatch):
+    run = tmp_path / "run"
+    code, _, stderr = run_main("train", write(tmp_path), "backend=serial", "meta.steps=1", "meta.batch_size=1")
+    assert code == 0, stderr
+    for command, exit_code, said in (
+        (("status", run), 0, ""),
+        (("diff", run, run), 0, ""),
+        (("export", run, "--to", "hub", "--out", tmp_path / "hub"), 0, ""),
+        (("export", run, "--to", "torch", "--out", tmp_path / "torch"), 2, "it can be exported --to hub"),
+        (("play", run, "--out", tmp_path / "clip.gif"), 2, "has no screen to be seen; a2c has"),
+    ):
+        monkeypatch.setattr("leap_rl.processes.registry._given", {})
+        code, _, stderr = run_main(*command)
+        assert (code, stderr.count("\n"), f"give process={SINUSOIDS} yourself" in stderr) == (2, 1, True), command
+        monkeypatch.setattr("leap_rl.processes.registry._given", {})
+        code, _, stderr = run_main(*command, f"process={SINUSOIDS}")
+        assert (code, stderr.count("\n"), said in stderr) == (exit_code, exit_code // 2, True), (command, stderr)
+
+
 def test_what_a_reader_has_given_a_file_may_name(monkeypatch):
     tree = {"process": SINUSOIDS, "run": {"dir": "x"}, "meta": {"steps": 1, "batch_size": 1, "lr": 1.0},
             "task": {"agent_steps": 5}}  # fmt: skip

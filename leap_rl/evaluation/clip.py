@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from leap_rl.evaluation.plan import Plan
-from leap_rl.processes import process_of, start_process
+from leap_rl.processes import ProcessType, process_of, start_process
 from leap_rl.streaming import starting_weights
 from leap_rl.types import BadInputError, Frame, LearningProcess
 
@@ -57,7 +57,10 @@ def trained(plan: Plan, agent_steps: int, stream: TextIO = sys.stderr) -> Iterat
 
 
 def pictures(plan: Plan, agent_steps: int, num_frames: int) -> Iterator[Image.Image]:
-    """Yields ``num_frames`` pictures, in which all arms play side by side."""
+    """Yields ``num_frames`` pictures, in which all arms play side by side. Raises BadInputError, before any training,
+    where there is nothing to see."""
+    if type(process_of(plan.config)).watch is ProcessType.watch:
+        raise BadInputError(f"process = {plan.config.process}: has no screen to be seen; a2c has")
     arms = dict(trained(plan, agent_steps))
     watched = [process_of(plan.config).watch(process) for process in arms.values()]
     training_text = f"after {agent_steps:,} agent steps" if agent_steps else "before any training"
