@@ -139,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "sources", metavar="RUN_OR_FILE", nargs="+", type=_path,
-        help="run directories, initialization files, or pretrained:NAME; key=value after them replaces a key that says "
-             "where it runs",
+        help="run directories, initialization files, pretrained:NAME, or hub:OWNER/NAME; key=value after them replaces "
+             "a key that says where it runs",
     )  # fmt: skip
     evaluate.set_defaults(overrides=[])
     evaluate.add_argument(
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_FILE",
         nargs="+",
         type=_path,
-        help=f"run directories, initialization files, or pretrained:NAME; {OWN_PROCESS}",
+        help=f"run directories, initialization files, pretrained:NAME, or hub:OWNER/NAME; {OWN_PROCESS}",
     )
     play.add_argument("--game", metavar="GAME", help="to play (default: the first that the run holds out)")
     play.add_argument(
@@ -225,6 +225,22 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="DIR", type=_path, help="a new directory (default: RUN-TO)")
     export.add_argument("--json", action="store_true", help="print the result as JSON")
     export.set_defaults(command=commands.export, overrides=[])
+
+    push = subparsers.add_parser(
+        "push",
+        help="put a run's initialization on the Hugging Face hub",
+        description=(
+            "Puts what `leap-rl export RUN --to hub` writes (model.safetensors, config.json and a model card) on the "
+            "Hugging Face hub, with the token of `hf auth login` or $HF_TOKEN. hub:OWNER/NAME is then taken wherever "
+            "an initialization is."
+        ),
+        epilog="example: leap-rl push runs/atari me/leap-atari",
+    )
+    push.add_argument("run", metavar="RUN", type=_path, help=f"a run directory, or its URL; {OWN_PROCESS}")
+    push.add_argument("repository", metavar="OWNER/NAME", help="a repository, which is made if there is none")
+    push.add_argument("--private", action="store_true", help="if it is made: only for you to see")
+    push.add_argument("--json", action="store_true", help="print the result as JSON")
+    push.set_defaults(command=commands.push, overrides=[])
 
     presets = subparsers.add_parser(
         "presets",
@@ -335,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("a", "b"):
         diff.add_argument(
             name, metavar=name.upper(), type=_path,
-            help=f"a run directory, an initialization file, or pretrained:NAME; {OWN_PROCESS}",
+            help=f"a run directory, an initialization file, pretrained:NAME, or hub:OWNER/NAME; {OWN_PROCESS}",
         )  # fmt: skip
     diff.add_argument("--json", action="store_true", help="print as JSON")
     diff.set_defaults(command=commands.diff, overrides=[])

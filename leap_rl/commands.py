@@ -146,10 +146,11 @@ def resolve(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from leap_rl.evaluation.plan import make_plan
     from leap_rl.extras import require_extra
+    from leap_rl.hub import pinned
 
     require_extra("report", "the report of an evaluation")
     given = (options.seeds, options.agent_steps, options.out, options.arms)
-    plan = make_plan(options.sources, options.overrides, options.games, *given)
+    plan = make_plan([pinned(source) for source in options.sources], options.overrides, options.games, *given)
 
     from leap_rl.backends import open_backend
     from leap_rl.evaluation.evaluate import check_directory, open_directory, run_evaluation, stages
@@ -217,6 +218,17 @@ def _write_report(url: str, as_json: bool) -> int:
 
     analysis = write_report(url)
     print(json.dumps({"evaluation": url} | analysis.to_json()) if as_json else f"{url}/{REPORT}")
+    return 0
+
+
+def push(options: argparse.Namespace) -> int:
+    from leap_rl.backends import prepare_environment
+    from leap_rl.hub import push
+
+    _give(options.overrides)
+    prepare_environment("local")
+    pushed = push(options.run, options.repository, options.private)
+    print(json.dumps(pushed) if options.json else f"hub:{pushed['repository']}@{pushed['commit']}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from leap_rl import pretrained
+from leap_rl import hub, pretrained
 from leap_rl.config import Config
 from leap_rl.config_files import parse_config
 from leap_rl.files.schemas import Count, FileSchema, parse_json
@@ -52,9 +52,13 @@ class Source:
 
 
 def read_source(source: str) -> Source:
-    """Reads a run directory, an initialization file, a folder that ``leap-rl export --to hub`` has written, or
-    ``pretrained:NAME``. Raises BadInputError for anything else."""
-    path = pretrained.folder(source) if pretrained.is_name(source) else Path(source)
+    """Reads a run directory, an initialization file, a folder that ``leap-rl export --to hub`` has written,
+    ``pretrained:NAME`` or ``hub:OWNER/NAME``. Raises BadInputError for anything else."""
+    path = Path(source)
+    if pretrained.is_name(source):
+        path = pretrained.folder(source)
+    elif hub.is_name(source):
+        path = hub.folder(source)
     if path.name == HUB_TENSORS and path.is_file():
         path = path.parent
     if path.is_file():
@@ -76,9 +80,11 @@ def read_source(source: str) -> Source:
 
 def folder_of(source: str) -> str:
     """Returns the name after which results of a source are named: the run's folder, a file's path without its suffix,
-    or the name of a pretrained initialization."""
+    or a name without its prefix, owner and revision."""
     if pretrained.is_name(source):
         return f"runs/{source.removeprefix(pretrained.PREFIX)}"
+    if hub.is_name(source):
+        return f"runs/{source.partition('@')[0].rpartition('/')[2]}"
     path = Path(source)
     if not path.is_file():
         return source.rstrip("/")
