@@ -223,7 +223,7 @@ def _write_report(url: str, as_json: bool) -> int:
 
 def push(options: argparse.Namespace) -> int:
     from leap_rl.backends import prepare_environment
-    from leap_rl.hub import push
+    from leap_rl.export.push import push
 
     _give(options.overrides)
     prepare_environment("local")

@@ -1,15 +1,13 @@
-"""Takes initializations from the Hugging Face hub, as ``hub:OWNER/NAME``, and pushes them there.
+"""Takes initializations from the Hugging Face hub, as ``hub:OWNER/NAME``. (export/push.py puts them there.)
 
 Only model.safetensors and config.json are downloaded, of one commit; both are read as files from elsewhere are
 (runs/sources.py). The server, the token and the cache are huggingface_hub's: $HF_ENDPOINT, $HF_TOKEN, $HF_HOME.
 """
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from leap_rl.extras import require_extra
 from leap_rl.types import BadInputError
@@ -29,8 +27,8 @@ def pinned(source: str) -> str:
     as it is. Raises BadInputError if there is no such repository, or the hub does not answer."""
     if not is_name(source):
         return source
-    repository, revision = _parsed(source)
-    with _one_line(source):
+    repository, revision = parsed(source)
+    with in_one_line(source):
         from huggingface_hub import HfApi
 
         commit = HfApi().model_info(repository, revision=revision).sha
@@ -39,36 +37,14 @@ def pinned(source: str) -> str:
 
 def folder(source: str) -> Path:
     """Downloads an initialization, unless the cache has it, and returns its folder. Raises BadInputError."""
-    repository, revision = _parsed(pinned(source))
-    with _one_line(source):
+    repository, revision = parsed(pinned(source))
+    with in_one_line(source):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
 
 
-def push(run: str, repository: str, private: bool) -> dict[str, Any]:
-    """Pushes what ``leap-rl export RUN --to hub`` writes, and makes the repository if there is none.
-
-    Returns what ``--json`` prints. Raises BadInputError.
-    """
-    from leap_rl.export.export import export_run
-
-    name = f"{PREFIX}{repository}"
-    _parsed(name)
-    with tempfile.TemporaryDirectory() as temporary:
-        written = export_run(run, "hub", f"{temporary}/hub")
-        with _one_line(name):
-            from huggingface_hub import HfApi
-
-            api = HfApi()
-            api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=written["out"], commit_message="An initialization of leap_rl"
-            )
-    return {"repository": repository, "commit": commit.oid, "files": written["files"]}
-
-
-def _parsed(source: str) -> tuple[str, str | None]:
+def parsed(source: str) -> tuple[str, str | None]:
     """Returns repository and revision of a name. Raises BadInputError, also if huggingface_hub is not installed."""
     found = _NAME.fullmatch(source)
     if found is None:
@@ -78,7 +54,7 @@ def _parsed(source: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _one_line(source: str) -> Iterator[None]:
+def in_one_line(source: str) -> Iterator[None]:
     """Turns whatever the hub, or the way there, answers with into one line, and shows no bars of progress."""
     from huggingface_hub.utils import disable_progress_bars
 
