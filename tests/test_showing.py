@@ -258,3 +258,18 @@ def test_an_event_file_is_what_tensorboard_reads(tmp_path):
     image = events.Images("map")[-1]
     assert (image.width, image.height) == struct.unpack(">II", png[16:24])
     assert image.encoded_image_string == png
+
+
+@pytest.mark.parametrize("later", [1000.0, 2000.0, 3000.0])  # behind, the same second, ahead
+def test_a_session_follows_the_one_before_whatever_the_clock_says(tmp_path, monkeypatch, later):
+    (tmp_path / "events.out.tfevents.note").touch()  # of another program
+    for now, pid, purge_step in ((2000.0, 10, None), (later, 9, 2), (later, 8, 3)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        writer = EventFile(tmp_path, purge_step)
+        for step in range(purge_step or 0, 4):
+            writer.add_scalar("lr", pid, step)
+        writer.close()
+    monkeypatch.undo()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("lr")] == [(0, 10), (1, 10), (2, 9), (3, 8)]

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+_PREFIX = "events.out.tfevents."
 _COUNT = itertools.count()  # orders the files that one process creates in the same second, as names are
 
 
@@ -23,7 +25,7 @@ class EventFile:
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_COUNT):06d}"
+        name = f"{_PREFIX}{_later_second(folder):010d}.{socket.gethostname()}.{os.getpid()}.{next(_COUNT):06d}"
         self._records = RecordWriter((folder / name).open("ab", buffering=0))
         self._add(Event(file_version="brain.Event:2"))
         if purge_step is not None:
@@ -66,3 +68,10 @@ class EventFile:
     def close(self) -> None:
         """Closes the file."""
         self._records.close()
+
+
+def _later_second(folder: Path) -> int:
+    """Returns the time for a new file's name: a second that no file of the folder has reached. TensorBoard reads files
+    in the order of their names, and would never show a session whose clock is behind that of the one before."""
+    seconds = (path.name.removeprefix(_PREFIX).partition(".")[0] for path in folder.glob(f"{_PREFIX}*"))
+    return max([int(time.time()), *(int(second) + 1 for second in seconds if re.fullmatch("[0-9]{10}", second))])
