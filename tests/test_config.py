@@ -29,6 +29,28 @@ def test_the_minimal_configuration_is_read(load):
     assert (config.backend, config.meta.metric, config.agent.num_envs) == ("ray", "energy", 32)  # defaults
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("010", 10),
+        ("008", 8),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("1_000", 1000),
+        ("+7", 7),
+        ("1:30", None),
+        ("1__0", None),
+        ("0b11", None),
+    ],
+)
+def test_integers_are_decimal_as_in_yaml_1_2(load, text, number):
+    if number is not None:
+        assert load(f"run.seed={text}").run.seed == number
+        return
+    with pytest.raises(BadInputError, match=f"run.seed = {text}: must be an integer"):
+        load(f"run.seed={text}")
+
+
 @pytest.mark.parametrize(("text", "number"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("5e2", 500), (".5", 0.5), ("1", 1)])
 def test_floats_may_be_written_as_people_write_them(load, text, number):
     """YAML 1.1 takes 1e-4 for text, since it has no point."""
