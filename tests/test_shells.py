@@ -112,9 +112,10 @@ def test_a_current_directory_that_was_removed_is_said(tmp_path, command):
     )
 
 
+@pytest.mark.parametrize("end", ["scratch/that is not mounted", "link"])
 @pytest.mark.parametrize("below", ["", "/below", "/two/below"])
-def test_a_link_that_leads_nowhere_is_no_run_directory(tmp_path, run_main, below):
-    (tmp_path / "link").symlink_to(tmp_path / "scratch" / "that is not mounted")
+def test_a_link_that_leads_nowhere_is_no_run_directory(tmp_path, run_main, below, end):
+    (tmp_path / "link").symlink_to(tmp_path / end)
     code, _, stderr = run_main("train", write_config(tmp_path), f"run.dir={tmp_path}/link{below}")
     assert (code, stderr.count("\n")) == (2, 1)
     assert f"{tmp_path}/link is a symbolic link that leads nowhere" in stderr

@@ -171,8 +171,10 @@ class LocalStorage(Storage):
         with _explained(self.url):
             try:
                 return sorted(name for name in os.listdir(self.path / folder) if not name.startswith("."))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    return []
+                raise
 
     def remove(self, name: str) -> None:
         path = self._within(name)
