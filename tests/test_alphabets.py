@@ -231,6 +231,8 @@ def test_each_alphabet_has_20_characters_that_its_font_shows():
     assert table.keys() == glyphs.load_glyphs().keys()
     for row in table.values():
         assert len(set(row["characters"])) == len(row["characters"]) == 20
+        if not (tools.glyphs.font_folder() / row["font"]).exists():
+            pytest.skip(f"this matplotlib has no {row['font']}; the drawings themselves are a data file")
         assert all(tools.glyphs.has_glyph(row["font"], character) for character in row["characters"])
 
 
