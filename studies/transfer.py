@@ -5,6 +5,7 @@
     python -m studies.transfer agents       one change at a time to the agent
     python -m studies.transfer confirmation what won, on test variants
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
+    python -m studies.transfer compare      the table of the stage agents, from its CSV and that of screening
 
 Every stage is a list of `leap-rl train` and `leap-rl evaluate` commands below runs/transfer/, each in one process on
 one core, so that a stage that was stopped goes on where it was. What came out is gathered in docs/transfer/STAGE.csv:
@@ -17,7 +18,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import log
 from pathlib import Path
+from statistics import fmean
 
 RUNS, RESULTS = Path("runs/transfer"), Path("docs/transfer")
 CONFIG = "configs/atari.yaml"
@@ -180,11 +183,42 @@ def collect(stage: str) -> None:
         writer.writerows(rows)
 
 
+def mean_returns(stage: str) -> dict[tuple[str, str, str], float]:
+    """Returns the mean return over a task, mean over seeds, of each (evaluation, arm, game) of a stage's CSV."""
+    totals: dict[tuple[str, str, str, str], list[float]] = {}
+    with (RESULTS / f"{stage}.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["episodic_return"] and int(row["agent_steps"]):  # the play before any update is at 0
+                key = (row.get("evaluation", ""), row["arm"], row["game"], row["seed"])
+                total, episodes = totals.setdefault(key, [0.0, 0.0]), float(row["episodes"])
+                total[0] += float(row["episodic_return"]) * episodes
+                total[1] += episodes
+    means: dict[tuple[str, str, str], list[float]] = {}
+    for (name, arm, game, _), (returns, episodes) in totals.items():
+        means.setdefault((name, arm, game), []).append(returns / episodes)
+    return {key: fmean(values) for key, values in means.items()}
+
+
+def compare() -> None:
+    """Prints, for each arm of the stage agents, the logarithm of its mean return over that of the same arm without the
+    key: its mean over the variants, and each."""
+    bar = {(arm, game): value for (_, arm, game), value in mean_returns("screening").items()}
+    found = mean_returns("agents")
+    for name, arm in sorted({key[:2] for key in found}):
+        of = "random" if arm == "random" else "serial12"
+        logs = {game: log(found[name, arm, game] / bar[of, game]) for _, game in bar if (name, arm, game) in found}
+        each = ", ".join(f"{game} {value:+.2f}" for game, value in sorted(logs.items()))
+        print(f"{name:25} {arm:13} {fmean(logs.values()):+.2f}   {each}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=[*STAGES, "compare"])
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side; each takes one core")
     arguments = parser.parse_args()
+    if arguments.stage == "compare":
+        compare()
+        return
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
             for phase in STAGES[arguments.stage]():
