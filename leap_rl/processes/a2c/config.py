@@ -18,5 +18,5 @@ class A2CConfig(AtariConfig):
         for key in ("games", "validation", "held_out"):
             for name in getattr(self.tasks, key):
                 hint = f"; did you mean {game_of(name)}?" if game_of(name) else ""
-                problem = f"tasks.{key} = {name}: is an id of Gymnasium's; process = a2c has games by name{hint}"
+                problem = f"tasks.{key} = {name}: only process = rllib has Gymnasium's ids{hint}"
                 require(not is_gymnasium_id(name), problem)
