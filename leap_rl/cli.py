@@ -196,15 +196,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes report.md, report.html, figures and TensorBoard runs from what an evaluation has measured.",
         epilog="example: leap-rl report runs/quickstart-evaluation",
     )
-    report.add_argument("evaluation", metavar="DIR", type=_path, help="the directory of an evaluation")
-    report.add_argument(
-        "overrides",
-        metavar="process=MODULE:NAME",
-        nargs="*",
-        help="where it has a process of your own",
-    )
+    report.add_argument("evaluation", metavar="DIR", type=_path, help=f"the directory of an evaluation; {OWN_PROCESS}")
     report.add_argument("--json", action="store_true", help="print the result as JSON")
-    report.set_defaults(command=commands.report)
+    report.set_defaults(command=commands.report, overrides=[])
 
     export = subparsers.add_parser(
         "export",
@@ -281,15 +275,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Shows the state of a run: meta-step, fingerprint, configuration.",
         epilog="example: leap-rl show runs/quickstart --json",
     )
-    show.add_argument("run", metavar="RUN", type=_path, help="a run directory, or its URL")
-    show.add_argument(
-        "overrides",
-        metavar="process=MODULE:NAME",
-        nargs="*",
-        help="where it has a process of your own",
-    )
+    show.add_argument("run", metavar="RUN", type=_path, help=f"a run directory, or its URL; {OWN_PROCESS}")
     show.add_argument("--json", action="store_true", help="print as JSON")
-    show.set_defaults(command=commands.show)
+    show.set_defaults(command=commands.show, overrides=[])
 
     status = subparsers.add_parser(
         "status",
