@@ -37,9 +37,9 @@ def pinned(source: str) -> str:
 
 def folder(source: str) -> Path:
     """Downloads an initialization, unless the cache has it, and returns its folder. Raises BadInputError."""
-    repository, revision = parsed(pinned(source))
+    repository, revision = parsed(source)
     with in_one_line(source):
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # takes both files from one commit
 
         return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
 

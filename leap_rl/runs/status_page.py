@@ -21,8 +21,8 @@ def status_page(status: Status, config: Config, watched: bool) -> str:
     """Returns the page: how the run stands, its curves, configuration and versions. ``watched``: it will be written
     again, so a browser is to look at it again."""
     measures = process_of(config).measures
-    steps = [row for row in read_metrics(status.run) if row["kind"] == "meta_step"]
-    tasks = [row for row in read_metrics(status.run) if row["kind"] == "task"]
+    rows = read_metrics(status.run)
+    steps, tasks = ([row for row in rows if row["kind"] == kind] for kind in ("meta_step", "task"))
     first, *lines = describe_status(status, config).splitlines()
     text = [f"# {as_text(first)}", "", *(f"    {line}" for line in lines), ""]
     if steps:
