@@ -2,6 +2,7 @@
 
     python -m studies.transfer ceiling      an initialization trained on the very game that is then learned
     python -m studies.transfer screening    one change at a time to the rule and the meta-optimizer
+    python -m studies.transfer losses       Leap's loss term: its forms, and the cap without it
     python -m studies.transfer agents       one change at a time to the agent
     python -m studies.transfer confirmation what won, on test variants
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
@@ -61,31 +62,30 @@ BASE = ["meta.rule=reptile", "meta.lr=1", "meta.parameters=all", "meta.max_task_
 
 # What differs from BASE. The runs of a group have the agent of BASE: they are evaluated beside one random arm.
 SERIAL_TASKS = ["meta.batch_size=1", "meta.steps=12"]  # as many agent steps as BASE's, one task after the other
+LEAP = ["meta.rule=leap", "meta.max_task_norm=10"]
 META_FACTORS: dict[str, dict[str, list[str]]] = {
     "serial": {
         "serial12": SERIAL_TASKS,
-        "serial_leap": [*SERIAL_TASKS, "meta.rule=leap", "meta.max_task_norm=10"],
+        "serial_leap": [*SERIAL_TASKS, *LEAP],
     },
     "rules": {
         "base": [],
-        "leap": ["meta.rule=leap", "meta.max_task_norm=10"],
+        "leap": [*LEAP],
         "length": ["meta.rule=leap", "meta.metric=length", "meta.use_loss=false", "meta.lr=0.1"],
-        "leap_paired": ["meta.rule=leap", "meta.max_task_norm=10", "meta.loss_difference=paired"],
+        "leap_paired": [*LEAP, "meta.loss_difference=paired"],
     },
-    "steps": {
-        "unit_norm": ["meta.normalize_tasks=true", "meta.lr=10"],
-        "nesterov": ["meta.optimizer=nesterov", "meta.momentum=0.9", "meta.lr=0.7"],
-        "adam_0.003": ["meta.optimizer=adam", "meta.lr=0.003"],
-        "adam_0.01": ["meta.optimizer=adam", "meta.lr=0.01"],
-    },
-    "losses": {
-        "leap_smoothed": ["meta.rule=leap", "meta.max_task_norm=10", "meta.loss_difference=smoothed"],
-        "leap_weighted": ["meta.rule=leap", "meta.max_task_norm=10", "meta.loss_weight=0.01"],
-    },
+}
+# What Leap's loss term does, one task after the other: without it but with its cap, and in each of its forms.
+LOSS_FACTORS = {
+    "capped": [*SERIAL_TASKS, "meta.max_task_norm=10"],
+    "leap_uncapped": [*SERIAL_TASKS, "meta.rule=leap"],
+    "leap_smoothed": [*SERIAL_TASKS, *LEAP, "meta.loss_difference=smoothed"],
+    "leap_weighted": [*SERIAL_TASKS, *LEAP, "meta.loss_weight=0.01"],
+    "leap_paired": [*SERIAL_TASKS, *LEAP, "meta.loss_difference=paired"],
 }
 # Runs whose agent differs from BASE's, each group with a random arm of its own; all train one task after the other.
 AGENT_FACTORS: dict[str, dict[str, list[str]]] = {
-    "popart": {"popart": [], "popart_leap": ["meta.rule=leap", "meta.max_task_norm=10"]},
+    "popart": {"popart": [], "popart_leap": LEAP},
     "layer_norm": {"layer_norm": []},
     "heads_first": {"heads_first": []},
     "value_gain_0": {"value_gain_0": []},
@@ -126,6 +126,14 @@ def screening() -> Iterator[Phase]:
         yield [[evaluation(runs, *CHOSEN, f"{name}-validation", "backend=ray", "workers.count=2")]]
 
 
+def losses() -> Iterator[Phase]:
+    """Separates what Leap's loss term does from what the cap on its increments does, by the rule of ``screening``."""
+    folder = RUNS / "losses"
+    yield [[training(folder / run, changes)] for run, changes in LOSS_FACTORS.items()]
+    runs = [folder / run for run in LOSS_FACTORS]
+    yield [[evaluation(runs, *CHOSEN, "validation", "backend=ray", "workers.count=2")]]
+
+
 def agents() -> Iterator[Phase]:
     """Trains and evaluates with one change to the agent at a time, by the rule of ``screening``.
 
@@ -156,7 +164,7 @@ def longer() -> Iterator[Phase]:
 
 
 STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
-    "ceiling": ceiling, "screening": screening, "agents": agents, "confirmation": confirmation,
+    "ceiling": ceiling, "screening": screening, "losses": losses, "agents": agents, "confirmation": confirmation,
     "longer": longer,
 }  # fmt: skip
 

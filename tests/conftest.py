@@ -1,5 +1,5 @@
-"""Fixtures that several files share, and the longest tests first: the suite runs in several processes, and the last to
-start should not be the longest."""
+"""Fixtures that several files share; the longest tests first: the suite runs in several processes, and the last to
+start should not be the longest; each failure when it happens: whoever cuts a run off has seen it."""
 
 import signal
 from collections.abc import Iterator
@@ -66,3 +66,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=rank)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and config.pluginmanager.has_plugin("terminalreporter"):
+        config.pluginmanager.register(ShowFailures(config.pluginmanager.getplugin("terminalreporter")))
+
+
+class ShowFailures:
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.terminal.write_line(f"\n{report.nodeid} failed in {report.when} after {report.duration:.0f} s")
+            self.terminal.write_line("\n".join(report.longreprtext.splitlines()[-25:]))
