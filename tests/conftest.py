@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
+from leap_rl.backends import prepare_environment
 from leap_rl.cli import main
 from leap_rl.config_files import load_config
 from tests.helpers import MINIMAL, another_process
@@ -58,6 +59,19 @@ def load(tmp_path):
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
     with another_process() as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def own_cluster() -> Iterator[None]:
+    """One Ray cluster for all tests of a file. RLlib would join any that it finds, as that of another file's test."""
+    prepare_environment("local")
+    import ray
+
+    from leap_rl.backends.cluster import ensure_ray
+
+    ensure_ray("process = rllib")
+    yield
+    ray.shutdown()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

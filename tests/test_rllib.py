@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from leap_rl.backends import prepare_environment
 from leap_rl.cli import main
 from leap_rl.config import Config
 from leap_rl.files.storage import open_storage
@@ -27,7 +25,7 @@ from leap_rl.types import SHARED, BadInputError, Broadcast, Increment, Task, Tas
 from tests.cli_helpers import held, session, wait_for, write_config
 from tests.helpers import tiny_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cluster")]
 MINATAR = "MinAtar==1.0.15"
 TASK = Task(0, 0, "pong", seed=7)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -38,19 +36,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "IMPALA": {"train_batch_size_per_learner": 40, "rollout_fragment_length": 10},
     "APPO": {"train_batch_size_per_learner": 40, "rollout_fragment_length": 10},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One for all tests here."""
-    prepare_environment("local")
-    import ray
-
-    from leap_rl.backends.cluster import ensure_ray
-
-    ensure_ray("process = rllib")
-    yield
-    ray.shutdown()
 
 
 def rllib_config(algorithm: str, **changes: Any) -> Config:

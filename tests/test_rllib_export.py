@@ -14,7 +14,7 @@ from leap_rl.types import BadInputError
 from tests.test_export import make_run
 from tests.test_rllib import rllib_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cluster")]
 
 
 # ------------------------------------------------------------------------------- exports

@@ -12,7 +12,7 @@ from leap_rl.processes import start_process
 from leap_rl.types import BadInputError, Task
 from tests.test_rllib import rllib_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cluster")]
 
 
 # ------------------------------------------------------------------------------- the Learner
