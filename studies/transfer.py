@@ -87,7 +87,6 @@ LOSS_FACTORS = {
 AGENT_FACTORS: dict[str, dict[str, list[str]]] = {
     "popart": {"popart": [], "popart_leap": LEAP},
     "layer_norm": {"layer_norm": []},
-    "heads_first": {"heads_first": []},
     "value_gain_0": {"value_gain_0": []},
     "corrected": {"corrected": []},
     "squares_at_1": {"squares_at_1": []},
@@ -95,7 +94,6 @@ AGENT_FACTORS: dict[str, dict[str, list[str]]] = {
 AGENT_KEYS = {
     "popart": "agent.value_scale=popart",
     "layer_norm": "agent.layer_norm=true",
-    "heads_first": "agent.head_updates=100",
     "value_gain_0": "agent.value_gain=0",
     "corrected": "agent.rmsprop_start=corrected",
     "squares_at_1": "agent.rmsprop_start=ones",

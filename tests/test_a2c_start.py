@@ -1,4 +1,4 @@
-"""How a task starts: heads alone, the optimizer's running squares, a smoothed loss; and all of it in a state."""
+"""How a task starts: the optimizer's running squares, a smoothed loss; and all of it in a state."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.helpers import another_process, tiny_config
 
 TASK = Task(0, 0, "pong", seed=5)
 EVERYTHING = {
-    "agent.value_scale": "popart", "agent.value_gain": 0.0, "agent.head_updates": 7, "agent.layer_norm": True,
+    "agent.value_scale": "popart", "agent.value_gain": 0.0, "agent.layer_norm": True,
     "agent.rmsprop_start": "corrected", "meta.loss_difference": "smoothed", "meta.loss_weight": 0.5,
     "meta.parameters": "all", "task.agent_steps": 300, "stream.segment_updates": 5,
 }  # fmt: skip
@@ -40,17 +40,6 @@ def test_a_process_with_every_key_goes_on_in_another_one_to_the_same_bits():
             for ours, other in zip(increments[done:], theirs, strict=True):
                 assert all(torch.equal(value, other[name]) for name, value in ours.items())
             assert all(torch.equal(value, parameters[name]) for name, value in process.network.state_dict().items())
-
-
-def test_the_encoder_waits_while_the_heads_are_trained_alone():
-    process = start(**{"agent.head_updates": 3, "meta.parameters": "all"})
-    before = {name: value.clone() for name, value in process.network.state_dict().items()}
-    for _ in range(3):
-        process.update()
-    for name, value in process.network.state_dict().items():
-        assert torch.equal(value, before[name]) == name.startswith("encoder."), name
-    process.update()
-    assert not torch.equal(process.network.encoder.linear.weight, before["encoder.linear.weight"])
 
 
 def test_the_first_move_is_small_where_squares_start_at_one_and_of_the_rate_where_they_are_corrected():

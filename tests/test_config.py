@@ -165,13 +165,6 @@ REFUSED = [
         "agent.rmsprop_start = ones",
         "agent.optimizer = rmsprop",
     ),
-    ("agent.head_updates=-1", "agent.head_updates = -1", "greater than or equal to 0"),
-    (
-        "agent.head_updates=1_000_000_000",
-        "agent.head_updates = 1000000000",
-        "must be less than",
-        "gradient steps of a task",
-    ),
     ("meta.optimizer=rmsprop", "meta.optimizer = rmsprop", "'sgd', 'nesterov' or 'adam'"),
     ("meta.parameters=heads", "meta.parameters = heads", "'encoder' or 'all'"),
     ("env.color=RGB", "env.color = RGB", "'grey' or 'rgb'"),

@@ -27,7 +27,7 @@ OTHER = {
     "task.agent_steps": 2000, "agent.num_envs": 8, "agent.unroll": 4, "agent.discount": 0.9,
     "agent.entropy_cost": 0.0, "agent.value_cost": 0.25, "agent.reward_clip": 5, "agent.optimizer": "adam",
     "agent.lr": 1e-3, "agent.rmsprop_decay": 0.9, "agent.epsilon": 1e-4, "agent.max_grad_norm": 0.5,
-    "agent.value_scale": "popart", "agent.value_gain": 0.0, "agent.rmsprop_start": "ones", "agent.head_updates": 1,
+    "agent.value_scale": "popart", "agent.value_gain": 0.0, "agent.rmsprop_start": "ones",
     "agent.layer_norm": True, "meta.loss_weight": 0.1, "meta.normalize_tasks": True,
     "env.frame_skip": 3, "env.sticky_actions": 0.0, "env.noop_max": 0, "env.max_episode_frames": 1000,
     "env.life_loss": "terminal", "env.full_action_space": False, "env.color": "rgb", "env.screen_size": 64,

@@ -29,9 +29,6 @@ class AgentConfig(Section):
     rmsprop_start: Annotated[
         Literal["zeros", "ones", "corrected"], Field(description="running squares; corrected: of their bias, as Adam's")
     ] = "zeros"
-    head_updates: Annotated[
-        int, Field(ge=0, description="gradient steps at a task's start that train the heads alone")
-    ] = 0
     layer_norm: Annotated[bool, Field(description="the encoder's features are normalized before their ReLU")] = False
 
 
@@ -49,11 +46,6 @@ class ActorCriticConfig(Config):
 
     def check(self) -> None:
         """Raises ValueError, one line, where keys do not go together."""
-        require(
-            self.agent.head_updates < self.num_updates,
-            f"agent.head_updates = {self.agent.head_updates}: must be less than {self.num_updates}, the gradient steps "
-            "of a task",
-        )
         require(
             self.agent.rmsprop_start == "zeros" or self.agent.optimizer == "rmsprop",
             f"agent.rmsprop_start = {self.agent.rmsprop_start}: needs agent.optimizer = rmsprop",

@@ -119,12 +119,12 @@ class ActorCriticProcess(ABC, Generic[C]):
         if isinstance(self.optimizer, PopArt):
             rollout = self.optimizer.scaled(rollout)
         loss = self.network.loss_and_gradient(rollout, self.config.agent, out=gradient)
-        if self.num_updates < self.config.agent.head_updates or self.task.frozen:
+        if self.task.frozen:
             gradient[: self._num_encoder] = 0
         norm = self.optimizer.norm(gradient)
         self.num_updates += 1
 
-        # Leap is given the gradient before clipping, but without the encoder's part while only the heads are trained.
+        # Leap is given the gradient before clipping, but without the encoder's part where only the heads are trained.
         self.path.record(self._loss_for_leap(float(loss.total)), norm)
         if self._segment_ends() and self.path.cut_before_step:
             self._cut()
