@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leap_rl.files.text import duration, printable
+from leap_rl.files.text import printable
 from leap_rl.types import BadInputError
 
 
 def train(options: argparse.Namespace) -> int:
-    config = _config(options.config, options.overrides)
+    from leap_rl.presets import configuration_of
+
+    config = configuration_of(options.config, options.overrides)
 
     from leap_rl.backends import open_backend
     from leap_rl.extras import require_extra
@@ -82,30 +84,6 @@ def _given_again(config: Any) -> tuple[str, str]:
     return named, "".join(f" {shlex.quote(f'{key}={text}')}" for key, text in texts.items())
 
 
-def _config(source: str, overrides: list[str]) -> Any:
-    """Returns the configuration that ``leap-rl train`` is given: of a file, or of a run, which continues where it
-    lies."""
-    from leap_rl.config_files import apply_overrides, load_config, parse_training
-    from leap_rl.presets import path_of
-    from leap_rl.processes.registry import import_named_process
-
-    source = path_of(source)
-    named = Path(source)
-    if "://" not in source and not named.is_dir() and named.name != "config.yaml":
-        return load_config(source, overrides)
-    from leap_rl.files.storage import open_storage
-    from leap_rl.runs.run_files import read_config, run_directory
-
-    directory = run_directory(source)
-    if directory is None:
-        return load_config(source, overrides)
-    import_named_process(overrides)
-    tree = read_config(open_storage(directory)).model_dump()
-    tree["run"]["dir"] = directory
-    apply_overrides(tree, overrides)
-    return parse_training(tree)
-
-
 def list_presets(options: argparse.Namespace) -> int:
     from leap_rl.config_files import load_config
     from leap_rl.presets import presets
@@ -129,8 +107,9 @@ def list_presets(options: argparse.Namespace) -> int:
 def resolve(options: argparse.Namespace) -> int:
     from leap_rl.config import flatten
     from leap_rl.files.yaml_files import dump_yaml
+    from leap_rl.presets import configuration_of
 
-    tree = _config(options.config, options.overrides).model_dump()
+    tree = configuration_of(options.config, options.overrides).model_dump()
     if options.only is None:
         print(dump_yaml(tree), end="")
         return 0
@@ -366,11 +345,13 @@ def status(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    config = _config(options.config, options.overrides)
+    from leap_rl.presets import configuration_of
+
+    config = configuration_of(options.config, options.overrides)
     if options.hours is not None and not 0 < options.hours < 1e6:
         raise BadInputError(f"--hours {options.hours}: must be above 0 and below a million")
 
-    from leap_rl.processes import process_of, resolve
+    from leap_rl.processes import resolve
     from leap_rl.runs import costs
 
     config = resolve(config)
@@ -383,28 +364,16 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(costs.to_json(found, trials)))
         return 0
-    measures = process_of(config).measures
-    workers = f"{found.workers} worker{'s' if found.workers > 1 else ''}"
-    lines = [
-        f"{found.meta_steps:,} meta-steps, {found.tasks:,} tasks, {found.agent_steps:,} {measures.step}, "
-        f"{found.frames:,} {measures.frame}",
-        f"time      {duration(3600 * found.hours)} with {workers} on this machine; {found.core_hours:,.1f} core-hours",
-        f"memory    {found.worker_bytes / 1e6:,.0f} MB a worker for its tensors and emulators, besides Python's",
-        f"disk      {found.disk_bytes / 1e6:,.0f} MB at most",
-        f"streamed  {found.streamed_bytes / 1e6:,.0f} MB to the learner",
-        *(f"speed     {kind}: {trial.steps_per_second:,.0f} {measures.step}/s" for kind, trial in trials.items()),
-    ]
-    if options.hours is not None:
-        lines.append(f"in {duration(3600 * options.hours)}: {costs.scaled_to(config, found, options.hours)}")
-    print(printable("\n".join(lines)))
+    print(costs.describe_costs(config, found, trials, options.hours))
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
     from leap_rl.doctor import examine
+    from leap_rl.presets import configuration_of
 
     problems = 0
-    for finding in examine(_config(options.config, options.overrides)):
+    for finding in examine(configuration_of(options.config, options.overrides)):
         problems += finding.is_problem
         print(f"{'problem' if finding.is_problem else 'ok':8} {printable(' '.join(finding.text.split()))}", flush=True)
     print(f"\n{problems or 'no'} problem{'s' if problems != 1 else ''}")

@@ -1,12 +1,20 @@
-"""Configurations that come with leap_rl, by name: those of the folder configs/, wherever leap_rl is installed."""
+"""Finds the configuration that a command is given: a file, a preset by its name, or a run's directory.
+
+Presets come with leap_rl: they are those of the folder configs/, wherever leap_rl is installed.
+"""
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leap_rl.files.text import closest
 from leap_rl.types import BadInputError
+
+if TYPE_CHECKING:  # needs torch
+    from leap_rl.config import Config
 
 FOLDER = Path(__file__).parent / "configs"  # in the repository a link to the folder at its root
 
@@ -54,6 +62,29 @@ def path_of(source: str) -> str:
             raise BadInputError(f"{source}: is a preset, and a file in this folder; write ./{source} for the file")
         return source
     return str(find_preset(source).path)
+
+
+def configuration_of(source: str, overrides: Sequence[str]) -> "Config":
+    """Returns the configuration that ``leap-rl train`` is given: of a file, or of a run, which continues where it
+    lies."""
+    from leap_rl.config_files import apply_overrides, load_config, parse_training
+    from leap_rl.processes.registry import import_named_process
+
+    source = path_of(source)
+    named = Path(source)
+    if "://" not in source and not named.is_dir() and named.name != "config.yaml":
+        return load_config(source, overrides)
+    from leap_rl.files.storage import open_storage
+    from leap_rl.runs.run_files import read_config, run_directory
+
+    directory = run_directory(source)
+    if directory is None:
+        return load_config(source, overrides)
+    import_named_process(overrides)
+    tree = read_config(open_storage(directory)).model_dump()
+    tree["run"]["dir"] = directory
+    apply_overrides(tree, overrides)
+    return parse_training(tree)
 
 
 def copy_preset(name: str, file: str) -> None:

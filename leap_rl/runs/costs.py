@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from leap_rl.config import Config, MetaConfig
+from leap_rl.files.text import duration, printable
 from leap_rl.meta.compression import Compressor
 from leap_rl.meta.sampling import sample_meta_batch
 from leap_rl.meta.step import meta_step
@@ -142,8 +143,8 @@ def num_workers(config: Config) -> int:
 def makespan(durations: Sequence[float], workers: int) -> float:
     """Returns how long tasks take when the longest start first, each on the worker that is free first."""
     free = [0.0] * workers
-    for duration in sorted(durations, reverse=True):
-        heapreplace(free, free[0] + duration)
+    for seconds in sorted(durations, reverse=True):
+        heapreplace(free, free[0] + seconds)
     return max(free)
 
 
@@ -155,6 +156,24 @@ def scaled_to(config: Config, costs: Costs, hours: float) -> str:
         return f"meta.steps={steps}"
     agent_steps = round(config.task.agent_steps * hours * costs.meta_steps / costs.hours)
     return f"meta.steps=1 task.agent_steps={max(agent_steps, config.update_steps)}"
+
+
+def describe_costs(config: Config, found: Costs, trials: Mapping[str, Trial], hours: float | None) -> str:
+    """Returns what `leap-rl plan` prints."""
+    measures = process_of(config).measures
+    workers = f"{found.workers} worker{'s' if found.workers > 1 else ''}"
+    lines = [
+        f"{found.meta_steps:,} meta-steps, {found.tasks:,} tasks, {found.agent_steps:,} {measures.step}, "
+        f"{found.frames:,} {measures.frame}",
+        f"time      {duration(3600 * found.hours)} with {workers} on this machine; {found.core_hours:,.1f} core-hours",
+        f"memory    {found.worker_bytes / 1e6:,.0f} MB a worker for its tensors and emulators, besides Python's",
+        f"disk      {found.disk_bytes / 1e6:,.0f} MB at most",
+        f"streamed  {found.streamed_bytes / 1e6:,.0f} MB to the learner",
+        *(f"speed     {kind}: {trial.steps_per_second:,.0f} {measures.step}/s" for kind, trial in trials.items()),
+    ]
+    if hours is not None:
+        lines.append(f"in {duration(3600 * hours)}: {scaled_to(config, found, hours)}")
+    return printable("\n".join(lines))
 
 
 def to_json(costs: Costs, trials: Mapping[str, Trial]) -> dict[str, Any]:
