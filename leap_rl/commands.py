@@ -22,18 +22,14 @@ def train(options: argparse.Namespace) -> int:
     config = configuration_of(options.config, options.overrides)
 
     from leap_rl.backends import open_backend
-    from leap_rl.extras import require_extra
     from leap_rl.processes import process_of, resolve
-    from leap_rl.runs.monitoring import Monitor
+    from leap_rl.runs.monitoring import Monitor, require_trackers
     from leap_rl.runs.run import adopt_precision, describe, is_finished, open_run
     from leap_rl.runs.run_files import read_metrics
     from leap_rl.runs.terminal import PlainConsole, summary_table
     from leap_rl.training import meta_train
 
-    for tracker in ("wandb", "mlflow"):
-        named = getattr(config.log, tracker)
-        if named is not None:
-            require_extra(tracker, f"log.{tracker} = {named}")
+    require_trackers(config)
     config = resolve(adopt_precision(config))
     path = config.run.dir
     if is_finished(config):
@@ -229,49 +225,13 @@ def export(options: argparse.Namespace) -> int:
 
 
 def games(options: argparse.Namespace) -> int:
-    from leap_rl.atari.games import NOT_RESTORED, TWO_PLAYER_ROMS, catalogue, ranges
+    from leap_rl.atari import games, variants
 
     if options.variants is not None:
-        return _variants(options.variants, options.json)
-    games = list(catalogue().values())
-    if options.json:
-        print(json.dumps([
-            {"name": game.name, "num_actions": game.num_actions, "modes": game.modes,
-             "difficulties": game.difficulties, "default_mode": game.default_mode,
-             "default_difficulty": game.default_difficulty, "pool": game.pool}
-            for game in games
-        ]))  # fmt: skip
-        return 0
-    print(f"{'game':24}{'actions':>8}  {'modes':24}{'difficulties':14}{'pool'}")
-    for game in games:
-        print(f"{game.name:24}{game.num_actions:8}  {ranges(game.modes):24}{ranges(game.difficulties):14}{game.pool}")
-    print(
-        f"\n{len(games)} games. Pools are the paper's. As a task: breakout, or breakout:mode=4,difficulty=1; many at "
-        "once: 'breakout:mode=*', 'breakout:*' (`leap-rl games --variants breakout` lists them). "
-        f"Not listed, since they need two players: {', '.join(sorted(TWO_PLAYER_ROMS))}; since ALE cannot save and "
-        f"restore it: {', '.join(sorted(NOT_RESTORED))}."
-    )
-    return 0
-
-
-def _variants(names: list[str], as_json: bool) -> int:
-    from leap_rl.atari import variants
-    from leap_rl.atari.games import catalogue, find_game
-
-    left_out = variants.left_out()
-    listed = [
-        name for rom in [find_game(name).name for name in names] or catalogue() for name in variants.all_variants(rom)
-    ]
-    if as_json:
-        print(json.dumps([{"name": name, "left_out": left_out.get(name)} for name in listed]))
-        return 0
-    for name in listed:
-        print(f"{name:34} left out: {left_out[name]}" if name in left_out else name)
-    num_left_out = sum(name in left_out for name in listed)
-    print(
-        f"\n{len(listed) - num_left_out} variants, {num_left_out} left out of patterns such as breakout:*; a variant "
-        "that is named in full is taken all the same."
-    )
+        listed = variants.listed(options.variants)
+        print(json.dumps(variants.to_json(listed)) if options.json else variants.describe_variants(listed))
+    else:
+        print(json.dumps(games.to_json()) if options.json else games.describe_games())
     return 0
 
 

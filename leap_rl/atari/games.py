@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from leap_rl.files.text import closest
 from leap_rl.types import BadInputError
@@ -157,3 +158,27 @@ def ranges(values: Sequence[int]) -> str:
         else:
             runs.append([value])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def to_json() -> list[dict[str, Any]]:
+    """Returns what `leap-rl games --json` prints."""
+    return [
+        {"name": game.name, "num_actions": game.num_actions, "modes": game.modes, "difficulties": game.difficulties,
+         "default_mode": game.default_mode, "default_difficulty": game.default_difficulty, "pool": game.pool}
+        for game in catalogue().values()
+    ]  # fmt: skip
+
+
+def describe_games() -> str:
+    """Returns what `leap-rl games` prints."""
+    lines = [f"{'game':24}{'actions':>8}  {'modes':24}{'difficulties':14}{'pool'}"]
+    for game in catalogue().values():
+        modes, difficulties = ranges(game.modes), ranges(game.difficulties)
+        lines.append(f"{game.name:24}{game.num_actions:8}  {modes:24}{difficulties:14}{game.pool}")
+    end = (
+        f"\n{len(catalogue())} games. Pools are the paper's. As a task: breakout, or breakout:mode=4,difficulty=1; "
+        "many at once: 'breakout:mode=*', 'breakout:*' (`leap-rl games --variants breakout` lists them). "
+        f"Not listed, since they need two players: {', '.join(sorted(TWO_PLAYER_ROMS))}; since ALE cannot save and "
+        f"restore it: {', '.join(sorted(NOT_RESTORED))}."
+    )
+    return "\n".join([*lines, end])

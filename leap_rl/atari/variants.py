@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 
 from leap_rl.atari.games import canonical_name, catalogue, find_game, is_gymnasium_id, parse_game
@@ -62,3 +63,26 @@ def expand(text: str) -> list[str]:
             "take a variant anyway, name it without *"
         )
     return playable
+
+
+def listed(games: Sequence[str]) -> list[str]:
+    """Returns all variants of the named games, of all games where none is named. Raises BadInputError for an unknown
+    one."""
+    return [name for rom in [find_game(name).name for name in games] or catalogue() for name in all_variants(rom)]
+
+
+def to_json(variants: Sequence[str]) -> list[dict[str, str | None]]:
+    """Returns what `leap-rl games --variants --json` prints."""
+    return [{"name": name, "left_out": left_out().get(name)} for name in variants]
+
+
+def describe_variants(variants: Sequence[str]) -> str:
+    """Returns what `leap-rl games --variants` prints."""
+    reasons = left_out()
+    num_left_out = sum(name in reasons for name in variants)
+    lines = [f"{name:34} left out: {reasons[name]}" if name in reasons else name for name in variants]
+    end = (
+        f"\n{len(variants) - num_left_out} variants, {num_left_out} left out of patterns such as breakout:*; a variant "
+        "that is named in full is taken all the same."
+    )
+    return "\n".join([*lines, end])

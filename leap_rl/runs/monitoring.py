@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from leap_rl.config import Config
-from leap_rl.extras import explain
+from leap_rl.extras import explain, require_extra
 from leap_rl.files.yaml_files import dump_yaml
 from leap_rl.meta.probes import mean_cosine
 from leap_rl.meta.schedule import due
@@ -33,6 +33,7 @@ from leap_rl.runs.run import RunDirectory
 from leap_rl.runs.run_files import Progress, package_versions
 from leap_rl.runs.sink import Sink
 from leap_rl.runs.terminal import Terminal
+from leap_rl.runs.trackers import Tracker
 from leap_rl.runs.wandb_sink import WandbSink
 from leap_rl.types import Checkpoint, Fault, MetaStep, Notice, Task, TaskReport
 
@@ -59,14 +60,21 @@ class RowSink(Sink):
         self._run.append_metrics(rows)
 
 
+# Key of the section ``log``, which is also the name of the extra → sink.
+TRACKERS: dict[str, type[Tracker]] = {"wandb": WandbSink, "mlflow": MlflowSink}
+
+
+def require_trackers(config: Config) -> None:
+    """Raises BadInputError, one line, where a package of a tracker that the section ``log`` names is not installed."""
+    for key in TRACKERS:
+        named = getattr(config.log, key)
+        if named is not None:
+            require_extra(key, f"log.{key} = {named}")
+
+
 def trackers(config: Config, run: RunDirectory) -> list[Sink]:
     """Returns the sinks for the experiment trackers that the section ``log`` names."""
-    sinks: list[Sink] = []
-    if config.log.wandb is not None:
-        sinks.append(WandbSink(config, run))
-    if config.log.mlflow is not None:
-        sinks.append(MlflowSink(config, run))
-    return sinks
+    return [sink(config, run) for key, sink in TRACKERS.items() if getattr(config.log, key) is not None]
 
 
 class Monitor:
