@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.cli_helpers import environment, make_run
+from tests.cli_helpers import environment, make_run, write_config
 
 # Start-up
 
@@ -39,3 +39,17 @@ def test_a_quick_command_does_not_wait_for_heavy_imports(tmp_path, arguments, un
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, env=environment()
     )
     assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def test_training_does_not_wait_for_the_compiler_of_torch(tmp_path):
+    """Its import takes as long as torch's own, and the first object of torch.optim causes it."""
+    script = (
+        "import sys\n"
+        "from leap_rl.cli import main\n"
+        f"code = main(['train', {str(write_config(tmp_path, {'meta.steps': 1, 'tasks.held_out': []}))!r}])\n"
+        "raise SystemExit(code or 'torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
