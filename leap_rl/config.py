@@ -78,7 +78,11 @@ class MetaConfig(PathConfig):
     ] = None
     normalize_tasks: Annotated[bool, Field(description="each task's meta-gradient has norm 1 in the mean")] = False
     schedule: Annotated[
-        Literal["synchronous", "asynchronous"], Field(description="asynchronous: no worker waits for the slowest game")
+        Literal["synchronous", "asynchronous", "continual"],
+        Field(
+            description="asynchronous: no worker waits for the slowest game; continual: a meta-step after each segment "
+            "of the tasks under way, which move along"
+        ),
     ] = "synchronous"
     max_staleness: Annotated[
         int, Field(gt=0, le=1_000, description="asynchronous: meta-steps taken while a task runs")
@@ -122,7 +126,8 @@ class Config(Section):
     """What the configurations of all learning processes have in common. Each process adds its own sections and checks
     in a subclass (see ``leap_rl.processes``)."""
 
-    # What a path cannot do alone ("maml", "paired", "smoothed", "loss_weight") is refused, unless the process does it.
+    # What a path cannot do alone ("maml", "paired", "smoothed", "loss_weight") is refused unless the process does it;
+    # "continual" is, unless the process has ``shift``.
     carries_out: ClassVar[frozenset[str]] = frozenset()
 
     process: str
@@ -149,6 +154,16 @@ class Config(Section):
     def num_updates(self) -> int:
         """Gradient steps a task, rounded up to whole ones."""
         return -(-self.task.agent_steps // self.update_steps)
+
+    @property
+    def num_legs(self) -> int:
+        """Segments of a learning process that are tasks of their own, in the continual schedule; 0 in the others."""
+        return -(-self.num_updates // self.stream.segment_updates) if self.meta.schedule == "continual" else 0
+
+    @property
+    def task_updates(self) -> int:
+        """Gradient steps that a task takes between two meta-steps."""
+        return self.stream.segment_updates if self.num_legs else self.num_updates
 
     def check(self) -> None:
         """Raises ValueError, one line, where keys do not go together. Subclasses add checks of their own."""
@@ -202,6 +217,8 @@ class Config(Section):
             meta.loss_weight == 1 or "loss_weight" in self.carries_out,
             f"meta.loss_weight = {meta.loss_weight}: {missing}",
         )
+        if meta.schedule == "continual":
+            self._check_continual()
         needed = 2 if meta.rule == "leap" and meta.use_loss and meta.loss_difference != "paired" else 1
         update = (
             "" if self.update_steps == 1 else f" of agent.num_envs × agent.unroll = {self.update_steps} agent steps"
@@ -220,6 +237,20 @@ class Config(Section):
             "workers.gpus = 0: device = cuda needs a share of a GPU for each worker, e.g. workers.gpus = 0.25",
         )
         return self
+
+    def _check_continual(self) -> None:
+        require(
+            "continual" in self.carries_out, f"meta.schedule = continual: process = {self.process} does not have it"
+        )
+        require(
+            self.meta.rule in ("leap", "reptile"),
+            f"meta.schedule = continual: needs meta.rule = leap or reptile, not {self.meta.rule}",
+        )
+        require(
+            self.num_legs > 1,
+            f"meta.schedule = continual: stream.segment_updates = {self.stream.segment_updates} must be less than the "
+            f"{self.num_updates} gradient steps of a task",
+        )
 
 
 def require(condition: bool, message: str) -> None:

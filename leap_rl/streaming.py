@@ -2,14 +2,25 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 from leap_rl.config import Config
+from leap_rl.files.tensor_files import below
 from leap_rl.meta.compression import Compressor
 from leap_rl.meta.ledger import Ledger
 from leap_rl.processes import continue_process, initial_parameters, start_process
 from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.seeding import Purpose, derive_seed
-from leap_rl.types import Broadcast, Parcel, Task, TaskError, Tensors
+from leap_rl.types import (
+    Broadcast,
+    Increment,
+    LearningProcess,
+    Parcel,
+    ShiftedProcess,
+    Task,
+    TaskError,
+    Tensors,
+)  # fmt: skip
 
 
 class TaskStream:
@@ -35,25 +46,31 @@ class TaskStream:
         if self.ledger.done:
             return
         ledger, task, saved = self.ledger, self._task, self._saved
-        compressor = Compressor(self._config.stream.compression, saved.residual if saved else None)
+        with _errors_naming(task):
+            before = None if saved or task.before is None else self._ended(task.before)
+        earlier = saved or before
+        compressor = Compressor(self._config.stream.compression, earlier.residual if earlier else None)
         with _errors_naming(task):
             if saved:
                 process = continue_process(self._config, task, saved.state)
+            elif before:
+                process = self._next_leg(before)
             else:
                 process = start_process(self._config, task, self._start())
         walk = process.walk()
         while not ledger.done:
             with _errors_naming(task):
                 increment = next(walk)
-                state = process.state() if not increment.last else process.learned() if task.keeps_weights else {}
+                last = increment.last or task.num_legs > 0
+                state = self._kept(process, increment)
             packed, residual_norm = compressor.pack(increment.meta_gradient)
             parcel = Parcel(
-                task, ledger.next_sequence, ledger.attempt, packed, increment.path, increment.last,
+                task, ledger.next_sequence, ledger.attempt, packed, increment.path, last,
                 {**increment.statistics, "increment_bytes": sum(value.nbytes for value in packed.values())},
                 residual_norm,
             )  # fmt: skip
             ledger.receive(parcel)
-            self._store.save(SavedTask(ledger, state, {} if parcel.last else compressor.residual))
+            self._store.save(SavedTask(ledger, state, compressor.residual if state and not increment.last else {}))
             yield parcel
 
     def _start(self) -> Tensors:
@@ -62,10 +79,36 @@ class TaskStream:
         before = self._task.start.after
         if before is None:
             return starting_weights(self._config, self._task, self._given)
-        saved = self._store.load(before)
+        return self._ended(before).state
+
+    def _ended(self, task: Task) -> SavedTask:
+        """Returns what is saved of a task that this one goes on from. Raises TaskError if it is not done."""
+        saved = self._store.load(task)
         if saved is None or not saved.ledger.done:
-            raise TaskError(f"{before}, whose last weights it starts from, is not done")
-        return saved.state
+            raise TaskError(f"{task}, which it goes on from, is not done")
+        return saved
+
+    def _kept(self, process: LearningProcess, increment: Increment) -> Tensors:
+        """Returns what is saved after an increment: the state to go on from. Of a task's end that is nothing, but for
+        the weights that another task starts from. The next leg needs the initialization of this one beside the state.
+        """
+        task = self._task
+        if task.num_legs:
+            if increment.last or task.ends:
+                return {}
+            groups = {"process": process.state(), "given": self._given[task.start.name]}
+            return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+        if increment.last:
+            return process.learned() if task.keeps_weights else {}
+        return process.state()
+
+    def _next_leg(self, before: SavedTask) -> LearningProcess:
+        """Returns the process that a leg goes on with, where the leg before has left it, moved along with the
+        initialization (Shin et al. 2021, "Large-Scale Meta-Learning with Continual Trajectory Shifting")."""
+        process = continue_process(self._config, self._task, below(before.state, "process/"))
+        then, now = below(before.state, "given/"), self._given[self._task.start.name]
+        cast("ShiftedProcess", process).shift({name: now[name] - value for name, value in then.items()})
+        return process
 
 
 def starting_weights(config: Config, task: Task, given: Mapping[str, Tensors]) -> Tensors:

@@ -36,7 +36,7 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
     names = process_of(config).parts(config).training
     for meta_step in range(checkpoint.meta_step, config.meta.steps):
         started = time.perf_counter()
-        tasks = tasks_at(due(config.meta, checkpoint), names, config.meta.batch_size, config.run.seed)
+        tasks = tasks_at(due(config.meta, checkpoint), names, config.meta.batch_size, config.run.seed, config.num_legs)
         given = Broadcast({SHARED: checkpoint.initialization}, version=meta_step)
         learner = partial(MetaLearner, config.meta, checkpoint, config.faults.min_tasks)
         monitor.begin_meta_step(meta_step, tasks)

@@ -6,7 +6,7 @@ Task → learning process → Increment, Increment, … → Leap learner → ini
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:  # the command line must not wait for torch to say --help
@@ -60,6 +60,19 @@ class Task:
     frozen: bool = False  # the encoder is not trained
     zero_shot: bool = False  # the policy plays before the first update
     keeps_weights: bool = False  # its last weights are saved, for another task to start from
+    # In the continual schedule a task is one segment of a learning process, of ``num_legs``; 0: it is a whole one.
+    leg: int = 0  # from 0; the others go on where the task at the same slot of the round before has ended
+    num_legs: int = 0
+
+    @property
+    def before(self) -> Task | None:
+        """Returns the task whose learning process it continues; None where it starts one."""
+        return replace(self, round=self.round - 1, leg=self.leg - 1) if self.leg else None
+
+    @property
+    def ends(self) -> bool:
+        """Says whether its learning process ends with it."""
+        return self.leg + 1 >= self.num_legs
 
     @property
     def place(self) -> Place:
@@ -241,4 +254,13 @@ class LearningProcess(Protocol):
 
     def state(self) -> Tensors:
         """Returns the whole state at an increment; raises RuntimeError elsewhere."""
+        ...
+
+
+class ShiftedProcess(LearningProcess, Protocol):
+    """Is a learning process that the continual schedule moves along with the initialization."""
+
+    def shift(self, change: Tensors) -> None:
+        """Adds the initialization's ``change`` to what is meta-learned, and to the open end of the path: name → tensor.
+        To be called at an increment, or after :meth:`load_state`."""
         ...

@@ -127,7 +127,8 @@ REFUSED = [
     ("faults.min_tasks=3", "faults.min_tasks = 3", "at most meta.batch_size = 2"),
     ("faults.segment_timeout=0", "faults.segment_timeout = 0", "greater than 0"),
     ("stream.compression=zip", "stream.compression = zip", "'none', 'bf16' or 'int8'"),
-    ("meta.schedule=async", "meta.schedule = async", "'synchronous' or 'asynchronous'"),
+    ("meta.schedule=async", "meta.schedule = async", "'synchronous', 'asynchronous' or 'continual'"),
+    ("meta.schedule=continual", "meta.schedule = continual", "stream.segment_updates = 500 must be less than the 7 "),
     ("meta.max_staleness=0", "meta.max_staleness = 0", "greater than 0"),
     ("workers.per_node=0", "workers.per_node = 0", "greater than 0"),
     # wrong types; numbers in quotes are text

@@ -154,9 +154,10 @@ def _games(games: Sequence[str] | None, base: Config) -> list[str]:
 
 
 def _evaluation_config(base: Config, games: Sequence[str], agent_steps: int | None, out: str) -> Config:
-    """Returns the run's configuration on these games. The path is measured in the same way whatever the rule was."""
+    """Returns the run's configuration on these games. The path is measured in the same way whatever rule and
+    schedule were."""
     tree = base.model_dump()
-    tree["meta"] |= PathConfig(parameters=base.meta.parameters).model_dump()
+    tree["meta"] |= PathConfig(parameters=base.meta.parameters).model_dump() | {"schedule": "synchronous"}
     process_of(base).evaluate_on(tree, games)
     tree["run"] |= {"dir": out, "seed": 0}
     tree["task"]["agent_steps"] = base.task.agent_steps if agent_steps is None else agent_steps

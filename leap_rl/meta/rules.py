@@ -40,6 +40,12 @@ def make_path(config: PathConfig) -> PathAccumulator:
             return NoIncrement()
 
 
+def shift(path: PathAccumulator, change: Tensors) -> None:
+    """Adds ``change`` to the newest point of a path that is at a cut: name → tensor. The moves before and after it are
+    as long as they would have been."""
+    path.point = {name: value + change[name] if name in change else value for name, value in path.point.items()}
+
+
 def name_in_initialization(config: PathConfig, owner: str, name: str) -> str | None:
     """Returns what a parameter of the network is called in the initialization; None where it is the task's alone.
 

@@ -15,6 +15,16 @@ def due(config: MetaConfig, checkpoint: Checkpoint) -> list[Place]:
     return sorted({*checkpoint.unfinished, *((m, slot) for m in drawn for slot in range(config.batch_size))})
 
 
+def needed(config: MetaConfig, checkpoint: Checkpoint, num_checkpoints: int) -> list[Place]:
+    """Returns the places of the tasks whose files are needed to go on from a checkpoint, or from one of the
+    ``num_checkpoints`` − 1 before it: those that are due, and in the continual schedule those that they continue."""
+    places = due(config, checkpoint)
+    if config.schedule == "continual":
+        rounds = range(max(0, checkpoint.meta_step - num_checkpoints), checkpoint.meta_step)
+        places = [(meta_step, slot) for meta_step in rounds for slot in range(config.batch_size)] + places
+    return places
+
+
 def next_batch(config: MetaConfig, meta_step: int, ledgers: Mapping[Place, Ledger]) -> list[Place] | None:
     """Returns the tasks that a meta-step averages: a batch's worth of those that are done, the ones from the oldest
     initialization first. In the synchronous schedule that is the meta-batch that was drawn for it.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leap_rl.config import Config
 from leap_rl.files.tensor_files import below
-from leap_rl.meta.rules import make_path
+from leap_rl.meta.rules import make_path, shift
 from leap_rl.tensors import dump_optimizer, load_optimizer
 from leap_rl.types import Increment, PathSums, Task, TaskError, Tensors
 
@@ -86,6 +86,13 @@ class TrainingLoop(ABC, Generic[C]):
         counted = {"updates": 1, "loss_sum": float(loss.detach()), "seconds": time.perf_counter() - started}
         for name, value in (dict(statistics) | counted).items():
             sums[name] = sums.get(name, 0) + value
+
+    def shift(self, change: Tensors) -> None:
+        """Adds the initialization's change to the parameters, and to the open end of the path: name → tensor."""
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                parameter.add_(change[name])
+        shift(self.path, change)
 
     def learned(self) -> Tensors:
         """Returns copies of the present parameters, by name."""

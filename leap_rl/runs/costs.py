@@ -14,7 +14,7 @@ import torch
 from leap_rl.config import Config, MetaConfig
 from leap_rl.files.text import duration, printable
 from leap_rl.meta.compression import Compressor
-from leap_rl.meta.sampling import sample_meta_batch
+from leap_rl.meta.sampling import tasks_at
 from leap_rl.meta.step import meta_step
 from leap_rl.processes import initial_parameters, process_of, start_process
 from leap_rl.seeding import Purpose, derive_seed
@@ -60,9 +60,10 @@ def kind_of(config: Config, name: str) -> str:
 
 def drawn(config: Config) -> Iterator[list[Task]]:
     """Yields the tasks of each meta-step of a run, as the run will draw them."""
-    names = process_of(config).parts(config).training
+    names, size = process_of(config).parts(config).training, config.meta.batch_size
     for number in range(config.meta.steps):
-        yield sample_meta_batch(names, config.meta.batch_size, config.run.seed, number)
+        places = [(number, slot) for slot in range(size)]
+        yield tasks_at(places, names, size, config.run.seed, config.num_legs)
 
 
 def try_kind(config: Config, name: str, seconds: float) -> Trial:
@@ -92,7 +93,7 @@ def try_kind(config: Config, name: str, seconds: float) -> Trial:
 def estimate(config: Config, trials: Mapping[str, Trial]) -> Costs:
     """Returns what a run costs, given a trial of each kind of task that it draws. A synchronous meta-step lasts until
     the last of its tasks has ended; an asynchronous run keeps all workers busy."""
-    updates, per_task = config.num_updates, config.num_updates * config.update_steps
+    updates, per_task = config.task_updates, config.task_updates * config.update_steps
     segments = -(-updates // config.stream.segment_updates)
     workers = num_workers(config)
     busy = elapsed = frames = streamed = 0.0

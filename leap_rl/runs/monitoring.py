@@ -86,7 +86,7 @@ class Monitor:
         self._sinks: list[Sink] = [
             RowSink(run),
             EventSink(f"{run.url}/tensorboard", lambda: run.tensorboard, self._first_step, self._measures),
-            Terminal(self._measures, config.num_updates * config.update_steps, stream),
+            Terminal(self._measures, config.task_updates * config.update_steps, stream),
             *trackers(config, run),
             # a new sink goes here
         ]

@@ -29,7 +29,7 @@ from leap_rl.files.schemas import FileSchema, Schema, parse_json
 from leap_rl.files.storage import MAX_TEXT, LocalStorage, Storage, is_open, open_storage
 from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.files.yaml_files import dump_yaml
-from leap_rl.meta.schedule import due
+from leap_rl.meta.schedule import due, needed
 from leap_rl.processes import process_of
 from leap_rl.runs.admission import LOCK, check_run, extending_changes, lock_directory, remove_half_written
 from leap_rl.runs.formats import FORMAT_VERSION, OtherFormatError, check_format
@@ -52,7 +52,7 @@ from leap_rl.runs.run_files import (
     versions_of,
 )
 from leap_rl.runs.task_store import TaskStore
-from leap_rl.types import BadInputError, Checkpoint, StorageError, Tensors
+from leap_rl.types import BadInputError, Checkpoint, Place, StorageError, Tensors
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 LEARNER, STATE, DONE = "learner.safetensors", "state.json", "done"
@@ -127,7 +127,7 @@ class RunDirectory:
         """Finishes a commit after its checkpoint is written; may be repeated if it failed. It writes
         ``initialization.safetensors``, and removes averaged tasks and old checkpoints."""
         self.publish(checkpoint)
-        self.tasks.forget_all_but(due(self.config.meta, checkpoint))
+        self.tasks.forget_all_but(self._needed(checkpoint))
         self._prune(checkpoint.meta_step)
 
     def is_settled(self, checkpoint: Checkpoint) -> bool:
@@ -136,9 +136,12 @@ class RunDirectory:
             tensors, metadata = self.published()
         except BadInputError:
             return False
-        left = self.tasks.names() - {TaskStore.name_of(place) for place in due(self.config.meta, checkpoint)}
+        left = self.tasks.names() - {TaskStore.name_of(place) for place in self._needed(checkpoint)}
         same = fingerprint(tensors) == fingerprint(checkpoint.initialization)
         return same and int(metadata["meta_step"]) == checkpoint.meta_step and not left
+
+    def _needed(self, checkpoint: Checkpoint) -> list[Place]:
+        return needed(self.config.meta, checkpoint, self.config.run.keep_checkpoints)
 
     def _prune(self, newest: int) -> None:
         """Removes all checkpoints but the newest few. Half-written ones, and ones after ``newest``, are damaged."""

@@ -66,7 +66,7 @@ def status_of(url: str) -> Status:
         run=storage.url,
         meta_step=meta_step,
         meta_steps=config.meta.steps,
-        steps_per_task=config.num_updates * config.update_steps,
+        steps_per_task=config.task_updates * config.update_steps,
         agent_steps=progress.agent_steps,
         agent_steps_per_second=steps[-1]["agent_steps_per_second"] if steps else None,
         tasks=tasks,
@@ -103,7 +103,7 @@ def seconds_left(
     recent: list[float] = [row["seconds"] for row in steps[-RECENT:]]
     if not recent:
         return None
-    whole = config.meta.batch_size * config.num_updates * config.update_steps
+    whole = config.meta.batch_size * config.task_updates * config.update_steps
     done = min(sum(task.agent_steps for task in tasks) / whole, config.meta.steps - meta_step)
     return (config.meta.steps - meta_step - done) * sum(recent) / len(recent)
 

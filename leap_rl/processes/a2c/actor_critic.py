@@ -175,6 +175,14 @@ class ActorCriticProcess(ABC, Generic[C]):
 
     # --------------------------------------------------------------------------------------- the state
 
+    def shift(self, change: Tensors) -> None:
+        """Adds the initialization's change to what is meta-learned, and to the open end of the path: name → tensor."""
+        moves = [change.get(n, torch.zeros_like(value)).flatten() for n, value in self.meta_learned.items()]
+        vector = torch.cat(moves).to(self.parameters.device)
+        with torch.no_grad():
+            self.parameters[: self.num_meta_learned] += vector
+        self.path.shift(vector)
+
     def learned(self) -> Tensors:
         """Returns copies of the present values of what is meta-learned, by name in the initialization."""
         return self._named(self.parameters[: self.num_meta_learned])

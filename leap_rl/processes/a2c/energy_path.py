@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leap_rl.config import PathConfig
 from leap_rl.leap import PathAccumulator, weights_of_move
-from leap_rl.meta.rules import make_path
+from leap_rl.meta.rules import make_path, shift
 from leap_rl.tensors import is_finite
 from leap_rl.types import Tensors
 
@@ -137,6 +137,10 @@ class EnergyPath:
         self._start_piece()
         return torch.zeros_like(increment) if self.failed else increment
 
+    def shift(self, change: Tensor) -> None:
+        """Adds ``change`` [num_measured] to the newest point, at a cut. Moves and losses stay as they were measured."""
+        self._start += change
+
     def finish(self) -> None:
         """Closes the path: there is nothing to be done."""
 
@@ -197,6 +201,10 @@ class PlainPath:
     def finish(self) -> None:
         """Closes the path where the optimizer's last move has ended."""
         self._path.finish(self._point)
+
+    def shift(self, change: Tensor) -> None:
+        """Adds ``change`` [num_measured] to the newest point, at a cut."""
+        shift(self._path, {"parameters": change})
 
     def cut(self) -> Tensor:
         """Returns the increment [num_measured] since the start or the last cut."""
