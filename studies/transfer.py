@@ -7,7 +7,7 @@
     python -m studies.transfer agents       one change at a time to the agent
     python -m studies.transfer confirmation what won, on test variants
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
-    python -m studies.transfer compare      the table of the stage agents, from its CSV and that of screening
+    python -m studies.transfer compare      the table of the stages losses, continual and agents, from their CSVs
 
 Every stage is a list of `leap-rl train` and `leap-rl evaluate` commands below runs/transfer/, each in one process on
 one core, so that a stage that was stopped goes on where it was. What came out is gathered in docs/transfer/STAGE.csv:
@@ -130,12 +130,12 @@ def losses() -> Iterator[Phase]:
     folder = RUNS / "losses"
     yield [[training(folder / run, changes)] for run, changes in LOSS_FACTORS.items()]
     runs = [folder / run for run in LOSS_FACTORS]
-    yield [[evaluation(runs, *CHOSEN, "validation", "backend=ray", "workers.count=2")]]
+    yield [[evaluation(runs, *CHOSEN, "losses-validation", "backend=ray", "workers.count=2")]]
 
 
 def continual() -> Iterator[Phase]:
-    """Steps after segments of 5, 20 and 50 thousand agent steps of four tasks under way, in place of whole tasks: as many
-    agent steps as BASE."""
+    """Steps after segments of 5, 20 and 50 thousand agent steps of four tasks under way, in place of whole tasks. They
+    have as many agent steps as BASE."""
     folder = RUNS / "continual"
     factors = {
         f"segments_{thousands}": ["meta.schedule=continual", f"meta.steps={steps}", f"stream.segment_updates={updates}"]
@@ -143,7 +143,7 @@ def continual() -> Iterator[Phase]:
     }
     yield [[training(folder / run, changes)] for run, changes in factors.items()]
     runs = [folder / run for run in factors]
-    yield [[evaluation(runs, *CHOSEN, "validation", "backend=ray", "workers.count=2")]]
+    yield [[evaluation(runs, *CHOSEN, "continual-validation", "backend=ray", "workers.count=2")]]
 
 
 def agents() -> Iterator[Phase]:
@@ -176,8 +176,8 @@ def longer() -> Iterator[Phase]:
 
 
 STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
-    "ceiling": ceiling, "screening": screening, "losses": losses, "continual": continual, "agents": agents, "confirmation": confirmation,
-    "longer": longer,
+    "ceiling": ceiling, "screening": screening, "losses": losses, "continual": continual, "agents": agents,
+    "confirmation": confirmation, "longer": longer,
 }  # fmt: skip
 
 
@@ -220,10 +220,12 @@ def mean_returns(stage: str) -> dict[tuple[str, str, str], float]:
 
 
 def compare() -> None:
-    """Prints, for each arm of the stage agents, the logarithm of its mean return over that of the same arm without the
-    key: its mean over the variants, and each."""
+    """Prints, for each arm of the stages agents, losses and continual, the logarithm of its mean return over that of
+    serial12 (over that of random weights without the key, for an agent's random arm): its mean over the variants, and
+    each."""
     bar = {(arm, game): value for (_, arm, game), value in mean_returns("screening").items()}
-    found = mean_returns("agents")
+    stages = [stage for stage in ("agents", "losses", "continual") if (RESULTS / f"{stage}.csv").exists()]
+    found = {key: value for stage in stages for key, value in mean_returns(stage).items()}
     for name, arm in sorted({key[:2] for key in found}):
         of = "random" if arm == "random" else "serial12"
         logs = {game: log(found[name, arm, game] / bar[of, game]) for _, game in bar if (name, arm, game) in found}
