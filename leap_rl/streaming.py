@@ -20,7 +20,7 @@ from leap_rl.types import (
     Task,
     TaskError,
     Tensors,
-)  # fmt: skip
+)
 
 
 class TaskStream:
