@@ -128,10 +128,12 @@ def test_an_extra_that_only_an_import_misses_is_named_too(monkeypatch, run_main)
 def test_setup_cfg_has_the_modules_of_every_extra():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    extras = {name: text.lower() for name, text in setup["options.extras_require"].items()}
+    extras = {name: text.lower().replace("_", "-") for name, text in setup["options.extras_require"].items()}
     providers = packages_distributions()
     assert extras.keys() - MODULES == {"all", "dev"}
     for extra, modules in MODULES.items():
         for module in modules:
             through_ray = extra == "rllib" and module in ("pandas", "scipy", "tree")  # ray[rllib] brings them
-            assert through_ray or any(f"\n{name.lower()}" in extras[extra] for name in providers[module]), module
+            assert through_ray or any(
+                f"\n{name.lower().replace('_', '-')}" in extras[extra] for name in providers[module]
+            ), module

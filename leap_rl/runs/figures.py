@@ -44,6 +44,8 @@ with _own_environment():
     from matplotlib.figure import Figure as Figure
     from matplotlib.ticker import MaxNLocator as MaxNLocator
 
+    mpl.get_configdir()  # which is kept: before matplotlib 3.11 the first figure asks for it
+
 STYLE = {"svg.hashsalt": "leap_rl", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
          "text.parse_math": False}  # fmt: skip
 Drawing = TypeVar("Drawing", bound=Callable[..., Any])
