@@ -54,6 +54,33 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(command=commands.train)
 
+    sweep = subparsers.add_parser(
+        "sweep",
+        help="meta-train a grid of configurations, and keep the best",
+        description=(
+            "Meta-trains every combination of the values that keys are given, one run after another, each in a folder "
+            "of its own below run.dir. Settings are compared on the same tasks; runs that differ in run.seed alone "
+            "are one setting. The same command continues a sweep that was interrupted. Writes sweep.csv."
+        ),
+        epilog="example: leap-rl sweep quickstart run.dir=runs/rates meta.lr=0.1,0.3,1 run.seed=0..2 --halving 1",
+    )
+    sweep.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, or a preset by its name")
+    sweep.add_argument(
+        "overrides", metavar="key=value,…", nargs="*",
+        help="the values of a key, or a range of whole numbers, 0..2; with one value, it is the same in all runs",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--by", choices=("area", "held_out"), default="area",
+        help="what is compared: area, the mean score over the whole of a task (the default), or held_out, the score on "
+             "the data that a task holds out (classification)",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--halving", metavar="N", type=int, default=0,
+        help="give up the worse half of the settings N times: 2: after 1/4 and 1/2 of meta.steps (default 0)",
+    )  # fmt: skip
+    sweep.add_argument("--json", action="store_true", help="print a row for each run as JSON")
+    sweep.set_defaults(command=commands.sweep)
+
     evaluate = subparsers.add_parser(
         "evaluate",
         help="train from initializations on other games, and from a random one",

@@ -21,15 +21,12 @@ def train(options: argparse.Namespace) -> int:
 
     config = configuration_of(options.config, options.overrides)
 
-    from leap_rl.backends import open_backend
     from leap_rl.processes import process_of, resolve
-    from leap_rl.runs.monitoring import Monitor, require_trackers
     from leap_rl.runs.run import adopt_precision, describe, is_finished, open_run
     from leap_rl.runs.run_files import read_metrics
     from leap_rl.runs.terminal import PlainConsole, summary_table
-    from leap_rl.training import meta_train
+    from leap_rl.training import train_run
 
-    require_trackers(config)
     config = resolve(adopt_precision(config))
     path = config.run.dir
     if is_finished(config):
@@ -38,14 +35,7 @@ def train(options: argparse.Namespace) -> int:
                 print(line, file=sys.stderr)
         print(f"{path}: finished, all {config.meta.steps} meta-steps are done", file=sys.stderr)
     else:
-        # The backend first: where it cannot start, nothing is written.
-        with (
-            contextlib.redirect_stdout(sys.stderr),  # Ray prints to stdout when an actor dies
-            open_backend(config) as backend,
-            open_run(config) as run,
-            Monitor(config, run) as monitor,
-        ):
-            meta_train(config, backend, run, monitor)
+        train_run(config)
     state = describe(path)
     if options.json:
         print(json.dumps(state))
@@ -67,6 +57,29 @@ def train(options: argparse.Namespace) -> int:
     )
     print(printable(end))
     return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    from leap_rl.runs.terminal import PlainConsole
+    from leap_rl.sweep.grid import make_sweep
+    from leap_rl.sweep.train import TABLE, rows, table, train_sweep
+
+    sweep = make_sweep(options.config, options.overrides, options.halving, options.by)
+    settings = train_sweep(sweep)
+    if options.json:
+        print(json.dumps(rows(sweep, settings)))
+    else:
+        console = PlainConsole()
+        (console if console.is_terminal else PlainConsole(width=140)).print(table(sweep, settings))
+        named, paths = _given_again(sweep.runs[0].config)
+        best = f"{sweep.url}/{settings[0].runs[0].name}"
+        print(printable(
+            f"Better: the share of comparisons with the others, on the same tasks, that a setting wins.\n\n"
+            f"Each run:             {sweep.url}/{TABLE}\n"
+            f"Look at the curves:   tensorboard --logdir {shlex.quote(sweep.url)}\n"
+            f"Does the best help:   leap-rl evaluate {shlex.quote(best)}{named}{paths}"
+        ))  # fmt: skip
+    return 0 if settings[0].state == "trained" else 1
 
 
 def _given_again(config: Any) -> tuple[str, str]:

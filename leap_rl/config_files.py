@@ -69,7 +69,8 @@ def parse_config(tree: Mapping[str, Any], may_import: bool = True) -> Config:
     except ValidationError as error:
         # Unknown keys first: a key that is missing is often one that is misspelled.
         found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        _check_sections([str(problem["loc"][0]) for problem in found if problem["type"] == "extra_forbidden"], name)
+        unknown = [problem["loc"] for problem in found if problem["type"] == "extra_forbidden"]
+        _check_sections([str(place[0]) for place in unknown if len(place) == 1], name)
         problems = [" ".join(_describe(problem, process.config).split()) for problem in found]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BadInputError(problems[0] + more) from None

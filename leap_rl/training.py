@@ -1,8 +1,13 @@
 """Runs the outer loop: tasks → learning processes → increments → Leap learner → initialization → next tasks."""
 
+import contextlib
+import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
+from leap_rl.backends import open_backend
 from leap_rl.backends.backend import Backend
 from leap_rl.config import Config
 from leap_rl.meta.learner import MetaLearner
@@ -10,16 +15,34 @@ from leap_rl.meta.probes import drift_by_layer
 from leap_rl.meta.sampling import tasks_at
 from leap_rl.meta.schedule import due
 from leap_rl.processes import initial_parameters, process_of
-from leap_rl.runs.monitoring import Monitor
-from leap_rl.runs.run import RunDirectory
+from leap_rl.runs.monitoring import Monitor, require_trackers
+from leap_rl.runs.run import RunDirectory, open_run
 from leap_rl.runs.run_files import Progress
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.tensors import distance
 from leap_rl.types import SHARED, Broadcast, Checkpoint, Fault, MetaStep, Notice
 
 
-def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Monitor) -> Checkpoint:
-    """Meta-trains to ``meta.steps``, from wherever the run stands. Returns the last checkpoint.
+def train_run(
+    config: Config,
+    until: int | None = None,
+    hparams: Mapping[str, Any] | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
+    """Meta-trains the run in ``run.dir`` as :func:`meta_train` does, on a backend of its own. ``hparams`` are shown as
+    such by TensorBoard. ``begin`` is called before anything is written; where the backend cannot start, nothing is."""
+    require_trackers(config)
+    with contextlib.redirect_stdout(sys.stderr), open_backend(config) as backend:  # Ray prints when an actor dies
+        begin()
+        with open_run(config) as run, Monitor(config, run, hparams=hparams) as monitor:
+            meta_train(config, backend, run, monitor, until)
+
+
+def meta_train(
+    config: Config, backend: Backend, run: RunDirectory, monitor: Monitor, until: int | None = None
+) -> Checkpoint:
+    """Meta-trains to ``meta.steps``, or ``until`` so many are done, from wherever the run stands. Returns the last
+    checkpoint.
 
     Every meta-step is committed to the run directory before the next one starts from it.
     """
@@ -34,7 +57,7 @@ def meta_train(config: Config, backend: Backend, run: RunDirectory, monitor: Mon
     monitor.start(checkpoint, progress, notes)
 
     names = process_of(config).parts(config).training
-    for meta_step in range(checkpoint.meta_step, config.meta.steps):
+    for meta_step in range(checkpoint.meta_step, config.meta.steps if until is None else until):
         started = time.perf_counter()
         tasks = tasks_at(due(config.meta, checkpoint), names, config.meta.batch_size, config.run.seed, config.num_legs)
         given = Broadcast({SHARED: checkpoint.initialization}, version=meta_step)

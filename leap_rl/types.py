@@ -35,6 +35,11 @@ class TaskError(LeapRLError):
     """A learning process raised, or its path is not finite."""
 
 
+class DivergedError(LeapRLError):
+    """A run cannot go on for a reason of its own: too many of its tasks failed, or its numbers are not finite. Other
+    runs may."""
+
+
 class StorageError(LeapRLError):
     """The run directory cannot be written or read: full, gone, or not reachable from here."""
 

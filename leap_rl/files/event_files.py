@@ -1,17 +1,20 @@
 """Writes TensorBoard's event files in the caller's thread, so that errors are raised where they can be handled."""
 
 import itertools
+import json
 import os
 import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -44,6 +47,14 @@ class EventFile:
     def add_text(self, name: str, markdown: str) -> None:
         """Adds a text, written in Markdown."""
         self._add(Event(summary=text_pb(name, markdown)))
+
+    def add_hparams(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Adds a row to the tab "HParams": what tells this run from others, and the last points of some charts."""
+        plain = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in values.items()}
+        name = " ".join(f"{key}={value}" for key, value in plain.items())
+        shown = [Metric(metric) for metric in metrics]
+        self._add(Event(summary=hparams_config_pb([HParam(key) for key in values], shown)))
+        self._add(Event(summary=hparams_pb(plain, trial_id=name)))
 
     def add_layout(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """Adds the tab "Custom Scalars": category → title of a chart → regular expressions for what it shows."""

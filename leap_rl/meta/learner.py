@@ -12,7 +12,7 @@ from leap_rl.meta.probes import cosines
 from leap_rl.meta.schedule import due, next_batch
 from leap_rl.meta.step import meta_step
 from leap_rl.tensors import copied, distance
-from leap_rl.types import Checkpoint, LeapRLError, MetaStep, Place
+from leap_rl.types import Checkpoint, DivergedError, MetaStep, Place
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -35,8 +35,8 @@ class MetaLearner(Collector):
         """Takes a meta-step with the tasks of ``batch``, as :meth:`batch` returned it; by default it is asked now. A
         caller that reads reports gives the batch whose reports it has read, since more tasks may have ended.
 
-        Failed tasks are left out of the mean. Raises LeapRLError where fewer than ``min_tasks`` are left, RuntimeError
-        where the batch is not done, and what :func:`meta_step` raises.
+        Failed tasks are left out of the mean. Raises DivergedError where fewer than ``min_tasks`` are left,
+        RuntimeError where the batch is not done, and what :func:`meta_step` raises.
         """
         batch = self.batch() if batch is None else batch
         if batch is None or not self.done().issuperset(batch):
@@ -47,7 +47,7 @@ class MetaLearner(Collector):
         dropped = tuple((ledger.task, ledger.failed) for ledger in taken if ledger.failed)
         if len(ledgers) < self._min_tasks:
             reasons = "; ".join(f"{task.name}: {reason}" for task, reason in dropped)
-            raise LeapRLError(
+            raise DivergedError(
                 f"meta-step {number}: {len(dropped)} of {len(taken)} tasks failed, and "
                 f"faults.min_tasks = {self._min_tasks} must not ({reasons})"
             )

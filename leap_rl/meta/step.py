@@ -16,10 +16,10 @@ from torch.optim.sgd import sgd
 
 from leap_rl.config import MetaConfig
 from leap_rl.tensors import is_finite, norm_of
-from leap_rl.types import LeapRLError, Tensors
+from leap_rl.types import DivergedError, Tensors
 
 
-class NonFiniteMetaGradientError(LeapRLError):
+class NonFiniteMetaGradientError(DivergedError):
     """Reports that a meta-step met, or would leave, numbers that are not finite; the initialization is kept."""
 
 

@@ -17,7 +17,7 @@ LOCK = ".lock"
 def check_run(storage: Storage, config: Config) -> Config | None:
     """Returns the configuration of the run in ``run.dir``, if any. Raises BadInputError if it cannot be used."""
     if isinstance(storage, LocalStorage):
-        _check_directory(storage.path)
+        check_directory(storage.path)
     names = storage.names()
     if CONFIG in names:
         stored = read_config(storage)
@@ -29,7 +29,8 @@ def check_run(storage: Storage, config: Config) -> Config | None:
     return None
 
 
-def _check_directory(path: Path) -> None:
+def check_directory(path: Path) -> None:
+    """Raises BadInputError where ``run.dir`` cannot be a folder that is written to."""
     if path.exists() and not path.is_dir():
         raise BadInputError(f"run.dir = {path}: is a file; it must be a directory or not exist yet")
     ancestor = path

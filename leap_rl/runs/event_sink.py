@@ -19,16 +19,26 @@ class EventSink(Sink):
     """
 
     def __init__(
-        self, name: str, folder: Callable[[], Path], first_step: Callable[[str], int], measures: Measures
+        self,
+        name: str,
+        folder: Callable[[], Path],
+        first_step: Callable[[str], int],
+        measures: Measures,
+        hparams: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self._folder, self._first_step, self._measures = folder, first_step, measures
+        self._hparams = hparams or {}
         self._files: dict[str, EventFile] = {}
 
     def about(self, texts: Mapping[str, str]) -> None:
         self._file(META).add_layout(layout(self._measures))
         for name, text in texts.items():
             self._file(META).add_text(name, text)
+        if self._hparams:
+            self._file(META).add_hparams(
+                self._hparams, ("meta/path_length", "meta/energy", "meta/initialization_drift")
+            )
 
     def log(self, rows: Sequence[dict[str, Any]], points: Sequence[Point]) -> None:
         for point in points:

@@ -80,12 +80,18 @@ def trackers(config: Config, run: RunDirectory) -> list[Sink]:
 class Monitor:
     """Logs and shows a run. It must be used in a ``with`` statement, which closes the sinks."""
 
-    def __init__(self, config: Config, run: RunDirectory, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        stream: TextIO | None = None,
+        hparams: Mapping[str, Any] | None = None,
+    ) -> None:
         self._config, self._url = config, run.url
         self._measures = process_of(config).measures
         self._sinks: list[Sink] = [
             RowSink(run),
-            EventSink(f"{run.url}/tensorboard", lambda: run.tensorboard, self._first_step, self._measures),
+            EventSink(f"{run.url}/tensorboard", lambda: run.tensorboard, self._first_step, self._measures, hparams),
             Terminal(self._measures, config.task_updates * config.update_steps, stream),
             *trackers(config, run),
             # a new sink goes here
