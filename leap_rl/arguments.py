@@ -159,18 +159,22 @@ def make_parser() -> argparse.ArgumentParser:
         "export",
         help="write a run's encoder for another library",
         description=(
-            "Writes the encoder of a run for RLlib's default networks, for plain PyTorch, for Stable-Baselines3, or as "
-            "a folder for the Hugging Face hub (docs/rllib.md). What is written is first compared with the run's own "
-            "encoder on frames of a game: features agree to 1e-5."
+            "Writes the encoder of a run for RLlib's default networks, for plain PyTorch, for Stable-Baselines3, as an "
+            "ONNX graph, or as a folder for the Hugging Face hub (docs/rllib.md). What is written is first compared "
+            "with the run's own encoder on frames of a game: features agree to 1e-5."
         ),
         epilog="example: leap-rl export runs/quickstart --to rllib --out encoder",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     export.add_argument("run", metavar="RUN", type=_path, help=f"a run directory, or its URL; {OWN_PROCESS}")
     export.add_argument(
-        "--to", required=True, choices=("rllib", "torch", "sb3", "hub"), help="the library, or the hub, that it is for"
+        "--to",
+        required=True,
+        choices=("rllib", "torch", "sb3", "onnx", "hub"),
+        help="the library, or the hub, that it is for",
     )
-    export.add_argument("--game", metavar="GAME", help="of a run with env.center = background: the game it is for")
+    export.add_argument(
+        "--game", metavar="GAME", help="of a run with env.center = background, or with heads (onnx): the game it is for"
+    )
     export.add_argument("--out", metavar="DIR", type=_path, help="a new directory (default: RUN-TO)")
     export.add_argument("--json", action="store_true", help="print the result as JSON")
     export.set_defaults(command=commands.export, overrides=[])

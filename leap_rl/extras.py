@@ -13,6 +13,7 @@ MODULES = {
     "rllib": ("gymnasium", "pandas", "scipy", "tree"),
     "vision": ("cv2",),
     "report": ("markdown_it", "matplotlib", "PIL", "scipy", "tensorboard"),
+    "onnx": ("onnx", "onnxruntime"),
     "hub": ("huggingface_hub",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +16,7 @@ from leap_rl.atari.games import catalogue
 from leap_rl.cli import main
 from leap_rl.config_files import load_config
 from leap_rl.export.export import our_features, read_encoder, real_frames, torch_encoder
+from leap_rl.processes.a2c.network import Encoder
 from leap_rl.processes.a2c.process import initial_parameters
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import Progress
@@ -75,6 +77,64 @@ def test_torch(run, frames, tmp_path):
     with torch.no_grad():
         assert close(encoder(frames[0].float() / 255), frames[1])
         assert not close(encoder(frames[0].float() / 256), frames[1]), "the scale matters"
+
+
+def outputs_of(folder, images):
+    """What ONNX Runtime alone computes, in a process that has neither torch nor leap_rl."""
+    np.save(folder / "images.npy", images.numpy())
+    script = (
+        "import sys; sys.modules.update(torch=None, leap_rl=None)\n"
+        "import numpy as np, onnxruntime\n"
+        "session = onnxruntime.InferenceSession('encoder.onnx', providers=['CPUExecutionProvider'])\n"
+        "names = [output.name for output in session.get_outputs()]\n"
+        "found = session.run(names, {'pixels': np.load('images.npy')})\n"
+        "np.savez('found.npz', **dict(zip(names, found)))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder, timeout=600)
+    with np.load(folder / "found.npz") as found:
+        return {name: torch.from_numpy(found[name]) for name in found}
+
+
+def test_onnx(run, frames, tmp_path, capsys):
+    folder = export(run, "onnx", tmp_path / "out")
+    assert "features of real frames differ" in capsys.readouterr().out
+    description = json.loads((folder / "config.json").read_text())
+    assert (description["shape"], description["high"], description["scale"]) == ([4, 84, 84], 255, "pixel")
+    for images, expected in (frames, (frames[0][:3], frames[1][:3])):  # any number of them
+        found = outputs_of(folder, images)
+        assert list(found) == ["features"]
+        assert close(found["features"], expected)
+        assert not close(outputs_of(folder, images ^ 1)["features"], expected), "each pixel matters"
+
+
+def test_onnx_has_the_policy_of_a_game_whose_heads_are_meta_learned(tmp_path):
+    run = make_run(tmp_path, {"meta.parameters": "all", "env.center": "background"})
+    tensors = load_file(run / "initialization.safetensors")
+    images = real_frames(load_config(run / "config.yaml"), "qbert")
+    background = torch.tensor(catalogue()["qbert"].background[0])
+    features = our_features(read_encoder(tensors, "run"), images - background)
+    expected = features @ tensors["heads/qbert/policy.weight"].T + tensors["heads/qbert/policy.bias"]
+    assert main(["export", str(run), "--to", "onnx", "--game", "qbert", "--out", str(tmp_path / "out")]) == 0
+    found = outputs_of(tmp_path / "out", images)
+    assert found["logits"].shape == (64, 6)
+    assert close(found["logits"], expected)
+
+
+def test_an_onnx_graph_that_computes_anything_else_is_not_written(run, tmp_path, capsys, monkeypatch):
+    real = Encoder.activations
+    monkeypatch.setattr(Encoder, "activations", lambda *given: real(*given)._replace(features=torch.zeros(64, 256)))
+    assert main(["export", str(run), "--to", "onnx", "--out", str(tmp_path / "out")]) == 1
+    assert "features for onnx differ from ours" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_with_layer_norm_is_for_the_hub_alone(tmp_path, capsys):
+    run = make_run(tmp_path, {"agent.layer_norm": True})
+    for target in ("torch", "onnx"):
+        assert main(["export", str(run), "--to", target, "--out", str(tmp_path / "out")]) == 2
+        assert "agent.layer_norm = true: its encoder can only be exported --to hub" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    export(run, "hub", tmp_path / "out")
 
 
 def test_rgb_frames(tmp_path):

@@ -38,6 +38,7 @@ NEED = {
     "leap_rl.files.event_files": "report",
     "leap_rl.runs.figures": "report",
     "leap_rl.runs.status_page": "report",
+    "leap_rl.export.onnx_model": "onnx",
     "leap_rl.export.sb3_features": "none of ours",
 }
 SCRIPT = """
@@ -106,6 +107,7 @@ def test_with_games_alone_a_run_trains_without_ray(tmp_path):
         ("report", "tensorboard", ["report", "RUN"], "a report"),
         ("atari", "ale_py", ["export", "RUN", "--to", "torch"], "--to torch"),
         ("rllib", "gymnasium", ["export", "RUN", "--to", "rllib"], "--to rllib"),
+        ("onnx", "onnxruntime", ["export", "RUN", "--to", "onnx"], "--to onnx"),
     ],
 )  # fmt: skip
 def test_a_command_without_its_extra_names_it_in_one_line(

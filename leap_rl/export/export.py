@@ -1,8 +1,9 @@
-"""Exports a run's encoder to other libraries: ``leap-rl export RUN --to {rllib,torch,sb3,hub}``.
+"""Exports a run's encoder to other libraries: ``leap-rl export RUN --to {rllib,torch,sb3,onnx,hub}``.
 
     torch   encoder.safetensors for :func:`torch_encoder`, plain PyTorch: images [N, C, H, W], 0..1
     sb3     the same for Stable-Baselines3; its features extractor is written beside it, to features.py
     rllib   for RLlib's default networks: images [N, H, W, C], −1..1 (pixel / 128 − 1), see leap_rl/rllib/load.py
+    onnx    encoder.onnx, a graph that needs neither torch nor leap_rl (onnx_model.py): images [N, C, H, W], 0..255
     hub     a folder for the Hugging Face hub: model.safetensors, config.json, a model card
 
 Differences in layout and scale are folded into the weights exactly, since a convolution without padding is linear in
@@ -26,6 +27,7 @@ from leap_rl.export.model_card import model_card
 from leap_rl.extras import require_extra
 from leap_rl.files.storage import open_storage
 from leap_rl.files.tensor_files import dump_tensors
+from leap_rl.meta.rules import name_in_initialization
 from leap_rl.processes.a2c.network import Encoder
 from leap_rl.processes.atari import AtariConfig
 from leap_rl.processes.layers import CONVOLUTIONS, NUM_FEATURES, screen_size_of, sides
@@ -62,19 +64,25 @@ def export_run(run: str, target: str, out: str | None, game: str | None = None) 
     elif not isinstance(config, AtariConfig):
         raise BadInputError(f"{run}: process = {config.process}: has no encoder of games; it can be exported --to hub")
     else:
-        for extra in ("atari", "ray", "rllib") if target == "rllib" else ("atari",):
+        for extra in _EXTRAS.get(target, ("atari",)):
             require_extra(extra, f"--to {target}")
+        if config.agent.layer_norm:
+            raise BadInputError(f"{run}: agent.layer_norm = true: its encoder can only be exported --to hub")
         encoder = read_encoder(tensors, run)
-        center = _center(run, config, game)
+        policy = _policy(config, tensors, game) if target == "onnx" else None
+        center = _center(run, config, game, bool(policy))
         frames = real_frames(config, game)
         expected = our_features(encoder, frames - center)
         _fold(encoder, center)
-        converted, features = _TARGETS[target](encoder, frames)
-        difference = float((features - expected).abs().max())
+        description = describe_input(config, target) | {"fingerprint": fingerprint(tensors)}
+        if target == "onnx":
+            content, difference = _onnx(encoder, policy, frames, expected)
+        else:
+            converted, features = _TARGETS[target](encoder, frames)
+            content, difference = {ENCODER: dump_tensors(converted, {})}, float((features - expected).abs().max())
         if not difference <= TOLERANCE:
             raise LeapRLError(f"{run}: features for {target} differ from ours by {difference:.1e}; nothing is written")
-        description = describe_input(config, target) | {"fingerprint": fingerprint(tensors)}
-        content = {ENCODER: dump_tensors(converted, {}), "config.json": _json(description)}
+        content["config.json"] = _json(description)
         if target == "sb3":
             content["features.py"] = files("leap_rl.export").joinpath("sb3_features.py").read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,17 +137,44 @@ def torch_encoder(num_channels: int, screen_size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, NUM_FEATURES), nn.ReLU())
 
 
+def _policy(config: AtariConfig, tensors: Tensors, game: str | None) -> "Tensors | None":
+    """Returns the policy's linear layer for a game; None where the initialization has none."""
+    from leap_rl.processes.a2c.process import owner_of_heads
+
+    games = [game] if game else config.tasks.games
+    owners = {owner_of_heads(config, name) for name in games if not is_gymnasium_id(name)}
+    prefix = name_in_initialization(config.meta, owners.pop(), "policy.") if len(owners) == 1 else None
+    found = {end: tensors[f"{prefix}{end}"] for end in ("weight", "bias") if f"{prefix}{end}" in tensors}
+    return found if len(found) == 2 else None
+
+
+def _onnx(
+    encoder: Encoder, policy: "Tensors | None", frames: Tensor, expected: Tensor
+) -> tuple[dict[str, bytes], float]:
+    """Returns the files, and the largest difference between what ONNX Runtime computes and what we do."""
+    from leap_rl.export.onnx_model import FEATURES, LOGITS, onnx_model, run_onnx
+
+    data = onnx_model(encoder, frames.shape[-1], policy)
+    found = run_onnx(data, frames)
+    ours = {FEATURES: expected}
+    if policy is not None:
+        ours[LOGITS] = nn.functional.linear(expected, policy["weight"], policy["bias"])
+    return {"encoder.onnx": data}, max(float((found[name] - ours[name]).abs().max()) for name in ours)
+
+
 def _last_side(linear: Tensor) -> int:
     """Returns the side of the image that the weight of the linear layer takes."""
     side: int = round((linear.shape[1] / CONVOLUTIONS[-1].channels) ** 0.5)
     return side
 
 
-def _center(run: str, config: AtariConfig, game: str | None) -> Tensor:
+def _center(run: str, config: AtariConfig, game: str | None, has_heads: bool = False) -> Tensor:
     """Returns what the run subtracts from the pixels of a game, float32 [C, 1, 1]. Raises BadInputError if the run
     needs a game for it and none is given, or the other way round."""
-    if config.env.center == "none" and game is not None:
-        raise BadInputError(f"--game {game}: only for a run with env.center = background; {run} has none")
+    if config.env.center == "none" and game is not None and not has_heads:
+        raise BadInputError(
+            f"--game {game}: only for a run with env.center = background, or for its heads --to onnx; {run} has none"
+        )
     if config.env.center == "background" and game is None:
         raise BadInputError(
             f"{run}: env.center = background: its encoder sees pixels less the game's background; name the game that "
@@ -215,6 +250,7 @@ def _to_rllib(encoder: Encoder, frames: Tensor) -> tuple[dict[str, Tensor], Tens
     return converted, default_module_features(converted, frames.permute(0, 2, 3, 1).float() / 128 - 1)
 
 
+_EXTRAS = {"rllib": ("atari", "ray", "rllib"), "onnx": ("atari", "onnx")}
 _TARGETS = {"torch": _to_torch, "sb3": _to_sb3, "rllib": _to_rllib}
 
 
@@ -231,6 +267,8 @@ def describe_input(config: AtariConfig, target: str) -> dict[str, Any]:
     channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
     size = config.env.screen_size
     shape, low, high, scale = [channels, size, size], 0.0, 1.0, "pixel / 255"
+    if target == "onnx":
+        high, scale = 255.0, "pixel"
     if target == "rllib":
         shape, low, high, scale = [size, size, channels], -1.0, 1.0, "pixel / 128 - 1"
     description: dict[str, Any] = {
