@@ -8,7 +8,7 @@ from leap_rl.config import Config
 from leap_rl.files.tensor_files import below
 from leap_rl.meta.compression import Compressor
 from leap_rl.meta.ledger import Ledger
-from leap_rl.processes import continue_process, initial_parameters, start_process
+from leap_rl.processes import continue_process, initial_parameters, process_of, start_process
 from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import (
@@ -21,6 +21,8 @@ from leap_rl.types import (
     TaskError,
     Tensors,
 )
+
+WATCHED = "watched/"  # prefix of the parameters that are saved to be watched
 
 
 class TaskStream:
@@ -79,7 +81,7 @@ class TaskStream:
         before = self._task.start.after
         if before is None:
             return starting_weights(self._config, self._task, self._given)
-        return self._ended(before).state
+        return {name: value for name, value in self._ended(before).state.items() if not name.startswith(WATCHED)}
 
     def _ended(self, task: Task) -> SavedTask:
         """Returns what is saved of a task that this one goes on from. Raises TaskError if it is not done."""
@@ -98,9 +100,11 @@ class TaskStream:
                 return {}
             groups = {"process": process.state(), "given": self._given[task.start.name]}
             return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
-        if increment.last:
-            return process.learned() if task.keeps_weights else {}
-        return process.state()
+        if not increment.last:
+            return process.state()
+        watched = process_of(self._config).network(process) if task.watched else {}
+        kept = process.learned() if task.keeps_weights else {}
+        return {**kept, **{f"{WATCHED}{name}": value for name, value in watched.items()}}
 
     def _next_leg(self, before: SavedTask) -> LearningProcess:
         """Returns the process that a leg goes on with, where the leg before has left it, moved along with the

@@ -65,6 +65,7 @@ class Task:
     frozen: bool = False  # the encoder is not trained
     zero_shot: bool = False  # the policy plays before the first update
     keeps_weights: bool = False  # its last weights are saved, for another task to start from
+    watched: bool = field(default=False, compare=False)  # so is its whole network, for a report to show it at play
     # In the continual schedule a task is one segment of a learning process, of ``num_legs``; 0: it is a whole one.
     leg: int = 0  # from 0; the others go on where the task at the same slot of the round before has ended
     num_legs: int = 0

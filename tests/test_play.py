@@ -1,6 +1,10 @@
 """`leap-rl play`: clips of a random start and of initializations, side by side."""
 
+import base64
+import dataclasses
+import io
 import itertools
+import shutil
 
 import cv2
 import numpy as np
@@ -9,8 +13,13 @@ import torch
 from PIL import Image
 
 from leap_rl.cli import main
-from leap_rl.evaluation.clip import FRAMES_A_SECOND, MARGIN, SCALE, Screen, draw
+from leap_rl.evaluation.clip import FRAMES_A_SECOND, MARGIN, REPORT_BYTES, SCALE, Screen, draw, report_clip, trained
+from leap_rl.evaluation.plan import make_plan
+from leap_rl.files.storage import open_storage
+from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.processes import initial_parameters, process_of, start_process
+from leap_rl.runs.task_store import TaskStore
+from leap_rl.streaming import WATCHED
 from leap_rl.types import Frame, Task
 from tests.cli_helpers import assert_one_line
 from tests.helpers import classification_config, tiny_config
@@ -85,6 +94,72 @@ def test_an_mpeg_has_a_frame_an_agent_step(tmp_path):
     read, frame = clip.read()
     assert read
     assert frame.shape == (SCALE * 210 + 76, 2 * SCALE * 160 + 3 * MARGIN, 3)
+
+
+# The clip in a report
+
+
+EVALUATE = ["pretrained:variants", "--games", "breakout:mode=36", "pong", "--seeds", "1", "--agent-steps", "640"]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    assert main(["evaluate", *EVALUATE, "--out", str(out), "backend=serial"]) == 0
+    return out
+
+
+def test_a_report_shows_the_first_game_at_play(evaluation, tmp_path, capsys):
+    clip = (evaluation / "clip.gif").read_bytes()
+    assert len(clip) < REPORT_BYTES
+    assert "![variants beside a random start at play](clip.gif)" in (evaluation / "report.md").read_text()
+    assert base64.b64encode(clip).decode() in (evaluation / "report.html").read_text()
+    copy = shutil.copytree(evaluation, tmp_path / "copy")
+    (copy / "clip.gif").unlink()
+    assert main(["report", str(copy)]) == 0
+    assert (copy / "clip.gif").read_bytes() == clip
+    shutil.rmtree(copy / "tasks")
+    (copy / "clip.gif").unlink()
+    capsys.readouterr()
+    assert main(["report", str(copy)]) == 0
+    assert capsys.readouterr().err == ""
+    assert not (copy / "clip.gif").exists()
+    assert "clip.gif" not in (copy / "report.md").read_text()
+
+
+def test_a_report_shows_the_networks_that_training_ended_with(evaluation):
+    plan = make_plan(EVALUATE[:1], ["backend=serial"], EVALUATE[2:4], 1, 640, None)
+    store = TaskStore(open_storage(str(evaluation)))
+    shown = [task for task in plan.tasks() if task.watched]
+    assert [(task.name, task.start.name) for task in shown] == [
+        ("breakout:mode=36", "random"), ("breakout:mode=36", "variants")
+    ]  # fmt: skip
+    networks = {name: process.network.state_dict() for name, process in trained(
+        dataclasses.replace(plan, games=plan.games[:1]), 640, io.StringIO())}  # fmt: skip
+    for task in plan.tasks():
+        saved = store.load(task)
+        found = below(saved.state, WATCHED)
+        assert bool(found) == task.watched
+        for name, value in found.items():
+            assert torch.equal(value, networks[task.start.name][name])
+
+
+def test_a_clip_for_a_report_is_cut_to_its_size(evaluation, monkeypatch):
+    monkeypatch.setattr("leap_rl.evaluation.clip.REPORT_BYTES", len((evaluation / "clip.gif").read_bytes()) - 1)
+    description = {"games": ["breakout:mode=36"], "arms": [{"name": "random"}, {"name": "variants"}]}
+    clip = report_clip(open_storage(str(evaluation)), description)
+    assert len(clip) < len((evaluation / "clip.gif").read_bytes())
+    assert report_clip(open_storage(str(evaluation)), description | {"games": ["pong"]}) is None
+
+
+def test_a_clip_that_cannot_be_made_is_said_and_the_report_is_written(evaluation, tmp_path, capsys):
+    copy = shutil.copytree(evaluation, tmp_path / "copy")
+    [file] = (copy / "tasks" / "000000-01").iterdir()
+    tensors, metadata = load_tensors(file.read_bytes(), "file")
+    file.write_bytes(dump_tensors({n: v[:1] if n.endswith("policy.bias") else v for n, v in tensors.items()}, metadata))
+    assert main(["report", str(copy)]) == 0
+    assert f"{copy}/clip.gif: " in capsys.readouterr().err
+    assert "clip.gif" not in (copy / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 Every arm trains the task that an evaluation would train, and then plays. The same command gives the same pictures.
 """
 
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,15 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from leap_rl.evaluation.plan import Plan
-from leap_rl.processes import ProcessType, process_of, start_process
-from leap_rl.streaming import starting_weights
+from leap_rl.config_files import parse_config
+from leap_rl.evaluation.plan import Plan, shown_tasks
+from leap_rl.files.storage import Storage
+from leap_rl.files.tensor_files import below
+from leap_rl.processes import ProcessType, initial_parameters, process_of, start_process
+from leap_rl.runs.run_files import CONFIG, read_config
+from leap_rl.runs.task_store import TaskStore
+from leap_rl.streaming import WATCHED, starting_weights
 from leap_rl.types import BadInputError, Frame, LearningProcess
 
 FRAMES_A_SECOND = 15  # agent steps a second: real time for games with env.frame_skip = 4
 SCALE, MARGIN, LINE = 2, 8, 20  # enlargement of the screen; pixels between screens; pixels a line of text
 BACKGROUND, TEXT, FAINT = (24, 24, 27), (250, 250, 250), (161, 161, 170)
 FORMATS = (".gif", ".mp4")
+REPORT_SECONDS, REPORT_BYTES = 10, 1_000_000  # of the clip in a report, at most
 
 
 class Screen(NamedTuple):
@@ -68,12 +75,44 @@ def pictures(plan: Plan, agent_steps: int, num_frames: int) -> Iterator[Image.Im
         yield draw([Screen(name, frame) for name, frame in zip(arms, frames, strict=True)], training_text)
 
 
-def draw(screens: Sequence[Screen], training_text: str) -> Image.Image:
+def report_clip(storage: Storage, description: Mapping[str, Any]) -> bytes | None:
+    """Returns a small GIF for the report of an evaluation: on its first game, the random arm beside the first
+    initialization, with the networks that training has ended with. None where they are not saved, or where there is
+    nothing to see."""
+    arms = [arm["name"] for arm in description["arms"]]
+    if CONFIG not in storage.names() or len(arms) < 2:
+        return None
+    config = read_config(storage)
+    if type(process_of(config)).watch is ProcessType.watch:
+        return None
+    small = {"agent": config.model_dump()["agent"] | {"num_envs": 1}, "device": "cpu", "precision": "fp32"}
+    config = parse_config(config.model_dump() | small, may_import=False)  # what is shown has an emulator of its own
+    watched, steps = [], 0.0
+    for task in shown_tasks(description["games"][0], arms[1]):
+        saved = TaskStore(storage).load(task)
+        network = below(saved.state, WATCHED) if saved else {}
+        if not saved or not network:
+            return None
+        process: Any = start_process(config, replace(task, zero_shot=False), initial_parameters(config, 0))
+        process.network.load_state_dict(dict(network))
+        watched.append((task.start.name, process_of(config).watch(process)))
+        steps = saved.ledger.reports[-1].statistics["agent_steps"]
+    names, plays = zip(*watched, strict=True)
+    shown = [
+        draw([Screen(*pair) for pair in zip(names, frames, strict=True)], f"after {steps:,.0f} agent steps", scale=1)
+        for frames in islice(zip(*plays, strict=True), REPORT_SECONDS * FRAMES_A_SECOND)
+    ]
+    while len(clip := gif(shown, 64)) > REPORT_BYTES:
+        shown = shown[: len(shown) // 2]
+    return clip
+
+
+def draw(screens: Sequence[Screen], training_text: str, scale: int = SCALE) -> Image.Image:
     """Draws screens beside each other, each below its arm's name, the ``training_text`` and its score."""
-    height, width = (SCALE * length for length in screens[0].frame.screen.shape[:2])
+    height, width = (scale * length for length in screens[0].frame.screen.shape[:2])
     head = 3 * LINE + MARGIN
     picture = Image.new("RGB", (len(screens) * (width + MARGIN) + MARGIN, head + height + MARGIN), BACKGROUND)
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15 if scale > 1 else 11)
     for index, (name, frame) in enumerate(screens):
         left = MARGIN + index * (width + MARGIN)
         lines = ((name, TEXT), (training_text, FAINT), (f"game {frame.episode}, score {frame.score:g}", TEXT))
@@ -84,11 +123,18 @@ def draw(screens: Sequence[Screen], training_text: str) -> Image.Image:
     return picture
 
 
+def gif(frames: Iterable[Image.Image], colors: int) -> bytes:
+    """Returns pictures of one size as an animated GIF."""
+    first, *others = (frame.quantize(colors, dither=Image.Dither.NONE) for frame in frames)
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=others, duration=1000 // FRAMES_A_SECOND, loop=0)
+    return file.getvalue()
+
+
 def write_clip(frames: Iterator[Image.Image], out: Path) -> None:
     """Writes pictures of one size as a clip, GIF or MPEG-4, as the suffix of ``out`` says."""
     if out.suffix == ".gif":
-        first, *others = (frame.quantize(128, dither=Image.Dither.NONE) for frame in frames)
-        first.save(out, save_all=True, append_images=others, duration=1000 // FRAMES_A_SECOND, loop=0)
+        out.write_bytes(gif(frames, 128))
         return
     import cv2
 

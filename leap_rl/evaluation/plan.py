@@ -53,7 +53,8 @@ class Plan:
                 slot += 1
                 start = Start(arm.name, arm.share, after=random if arm.name == self.ceiling else None)
                 tasks.append(Task(number, slot, game, seed, start, arm.frozen, zero_shot=True))
-        return tasks
+        shown = shown_tasks(self.games[0], self.arms[1].name) if len(self.arms) > 1 else ()
+        return [replace(task, watched=task in shown) for task in tasks]
 
     @property
     def ceiling(self) -> str | None:
@@ -69,6 +70,14 @@ class Plan:
         arms = [arm.describe() for arm in self.arms]
         return {"format": "leap_rl evaluation", "process": self.config.process, "arms": arms,
                 "games": list(self.games), "num_seeds": self.num_seeds}  # fmt: skip
+
+
+def shown_tasks(game: str, arm: str) -> tuple[Task, Task]:
+    """Returns the tasks of an evaluation that its report shows at play: on its first ``game`` with the first seed, the
+    random arm's and that of the first initialization, ``arm``."""
+    seed = derive_seed(0, Purpose.EVALUATION, 0, *game.encode())
+    random = Task(0, 0, game, seed, Start(RANDOM_ARM, share=0.0), zero_shot=True, keeps_weights=True)
+    return random, Task(0, 1, game, seed, Start(arm), zero_shot=True)
 
 
 def make_plan(

@@ -21,7 +21,7 @@ from leap_rl.files.text import as_text
 from leap_rl.measures import Measures
 from leap_rl.runs.run_files import CONFIG, VERSIONS
 
-REPORT, PAGE = "report.md", "report.html"
+REPORT, PAGE, CLIP = "report.md", "report.html", "clip.gif"
 
 
 def write_report(url: str) -> Analysis:
@@ -53,6 +53,15 @@ def write_report(url: str) -> Analysis:
         drawn[f"{name}.png"] = rendered["png"]
         for suffix, data in rendered.items():
             storage.write(f"{name}.{suffix}", data)
+    try:
+        from leap_rl.evaluation.clip import report_clip
+
+        clip = report_clip(storage, description)
+        if clip is not None:
+            drawn[CLIP] = clip
+            storage.write(CLIP, clip)
+    except Exception as error:
+        _leave_out(f"{url}/{CLIP}", error)
     text = "\n".join(_lines(description, analysis, probes, {name.removesuffix(".png") for name in drawn}))
     storage.write(REPORT, (text.rstrip() + "\n").encode(errors="replace"))
     texts = {"Configuration of every task": CONFIG, "Versions": VERSIONS}
@@ -93,9 +102,12 @@ def _lines(description: dict[str, Any], analysis: Analysis, probes: dict[str, An
         yield from _notes(description, analysis)
         ended = "every arm finished" if measures.natural_scale else "an episode ended in every arm"
         yield f"Nothing can be compared yet: on no {measures.task} has {ended}."
+        yield ""
+        yield from _clip(description, measures, figures)
         return
     yield from verdicts(analysis)
     yield from first_page(analysis, figures)
+    yield from _clip(description, measures, figures)
     yield from _notes(description, analysis)
     yield from _arms(description)
     yield from _by_game(analysis)
@@ -104,6 +116,18 @@ def _lines(description: dict[str, Any], analysis: Analysis, probes: dict[str, An
     yield from _paths(analysis, figures)
     yield from _probes(probes, figures, measures)
     yield from _method(analysis)
+
+
+def _clip(description: dict[str, Any], measures: Measures, figures: set[str]) -> Iterator[str]:
+    if CLIP in figures:
+        game, arm = description["games"][0], description["arms"][1]["name"]
+        yield f"![{as_text(arm)} beside a random start at play]({CLIP})"
+        yield ""
+        yield (
+            f"Play of {as_text(game)} after all of training, from a random start and from {as_text(arm)}: of the first "
+            f"{measures.task} and the first seed, whatever they show."
+        )
+        yield ""
 
 
 def _arms(description: dict[str, Any]) -> Iterator[str]:

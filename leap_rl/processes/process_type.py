@@ -74,6 +74,10 @@ class ProcessType(ABC, Generic[C]):
     def build(self, config: C, task: Task) -> LearningProcess:
         """Returns the process on a task, before it is started or given a state."""
 
+    def network(self, process: Any) -> Tensors:
+        """Returns copies of all parameters that :meth:`watch` plays with; nothing where there is nothing to see."""
+        return {}
+
     def watch(self, process: Any) -> Iterator[Frame]:
         """Yields play with what a process of this type has learned so far, a frame an agent step, without end. The
         process must stay as it is. Raises BadInputError where there is nothing to see."""

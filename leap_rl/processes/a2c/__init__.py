@@ -39,6 +39,10 @@ class A2C(AtariProcessType[A2CConfig]):
 
         return A2CProcess(config, task)
 
+    def network(self, process: Any) -> Tensors:
+        """Returns copies of all parameters of a process's network."""
+        return {name: value.detach().cpu().clone() for name, value in process.network.state_dict().items()}
+
     def watch(self, process: Any) -> Iterator[Frame]:
         """Yields play with the network of a process as it is, a frame an agent step, without end."""
         from leap_rl.processes.a2c.watch import watch
