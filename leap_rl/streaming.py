@@ -96,7 +96,7 @@ class TaskStream:
         """
         task = self._task
         if task.num_legs:
-            if increment.last or task.ends:
+            if task.ends:
                 return {}
             groups = {"process": process.state(), "given": self._given[task.start.name]}
             return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}

@@ -95,7 +95,7 @@ def meta_train(config, start):
 
 
 def test_it_equals_its_slow_transcription(quadratic):
-    """One task after the other, plain numbers: Shin et al. 2021, section 3, with Leap's moves in place of θ⁰ − ψᴷ."""
+    """One task after the other, plain numbers: Shin et al. 2021, with Leap's moves in place of θ⁰ − ψᴷ."""
     config, theta = quadratic(), torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64)
     found, ours = meta_train(config, theta)
     lengths = [4, 4, 1]  # legs of the first three processes, in nine rounds

@@ -49,6 +49,15 @@ def test_an_asynchronous_run_keeps_its_workers_busy(monkeypatch):
     assert costs.hours == pytest.approx(costs.core_hours / 4)
 
 
+def test_a_continual_run_keeps_the_rounds_that_its_checkpoints_go_on_from():
+    changes = {"task.agent_steps": 4000, "stream.segment_updates": 5, "run.keep_checkpoints": 3}
+    whole, legs = (estimate(tiny_config(**TWO | changes | {"meta.schedule": schedule}, backend="serial"), TRIALS)
+                   for schedule in ("synchronous", "continual"))  # fmt: skip
+    assert legs.agent_steps < whole.agent_steps
+    tasks = 2 * (6000 + 2 * 1000)  # of a round: states, and twice an increment
+    assert legs.disk_bytes - whole.disk_bytes == 3 * tasks
+
+
 def test_workers_are_no_more_than_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
     many = tiny_config(backend="ray", **{"workers.count": 9, "workers.cpus": 2})

@@ -109,7 +109,9 @@ def estimate(config: Config, trials: Mapping[str, Trial]) -> Costs:
         streamed += count * segments * trials[kind].increment_bytes
     state = max(trial.state_bytes for trial in trials.values())
     increment = max(trial.increment_bytes for trial in trials.values())
-    under_way = config.meta.batch_size * (config.meta.staleness + 1)
+    # Of the continual schedule the rounds are kept too that its checkpoints go on from.
+    rounds = config.meta.staleness + 1 + (config.run.keep_checkpoints if config.num_legs else 0)
+    under_way = config.meta.batch_size * rounds
     kept = config.run.keep_checkpoints * tensors_per_parameter(config.meta) + 1
     return Costs(
         meta_steps=config.meta.steps,
