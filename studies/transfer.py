@@ -7,6 +7,7 @@
     python -m studies.transfer agents       one change at a time to the agent
     python -m studies.transfer confirmation what won, on test variants
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
+    python -m studies.transfer longest      the same for half a million agent steps, in which random weights learn
     python -m studies.transfer compare      the table of the stages losses, continual and agents, from their CSVs
 
 Every stage is a list of `leap-rl train` and `leap-rl evaluate` commands below runs/transfer/, each in one process on
@@ -175,9 +176,18 @@ def longer() -> Iterator[Phase]:
     ]  # fmt: skip
 
 
+def longest() -> Iterator[Phase]:
+    """Evaluates pretrained:variants for half a million agent steps, to see how much sooner it is where random weights
+    end."""
+    yield [
+        [["evaluate", "pretrained:variants", "backend=ray", "workers.count=2", "--seeds", "2",
+          "--agent-steps", "500_000", "--out", str(RUNS / "longest" / "variants-held_out")]]
+    ]  # fmt: skip
+
+
 STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
     "ceiling": ceiling, "screening": screening, "losses": losses, "continual": continual, "agents": agents,
-    "confirmation": confirmation, "longer": longer,
+    "confirmation": confirmation, "longer": longer, "longest": longest,
 }  # fmt: skip
 
 
