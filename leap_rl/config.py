@@ -57,10 +57,9 @@ class PathConfig(Section):
     use_loss: bool = True
     stabilizer: bool = True
     loss_difference: Annotated[
-        Literal["successive", "paired", "smoothed"],
-        Field(description="paired: of the same rollout, before and after its update; smoothed: of a running mean"),
+        Literal["successive", "paired"],
+        Field(description="paired: of the same rollout, before and after its update"),
     ] = "successive"
-    loss_weight: Annotated[PositiveFloat, Field(description="of the loss term")] = 1.0
     parameters: Literal["encoder", "all"] = "encoder"
 
 
@@ -126,8 +125,8 @@ class Config(Section):
     """What the configurations of all learning processes have in common. Each process adds its own sections and checks
     in a subclass (see ``leap_rl.processes``)."""
 
-    # What a path cannot do alone ("maml", "paired", "smoothed", "loss_weight") is refused unless the process does it;
-    # "continual" is, unless the process has ``shift``.
+    # What a path cannot do alone ("maml", "paired") is refused unless the process does it; "continual" is, unless the
+    # process has ``shift``.
     carries_out: ClassVar[frozenset[str]] = frozenset()
 
     process: str
@@ -196,7 +195,7 @@ class Config(Section):
             self.faults.min_tasks <= meta.batch_size,
             f"faults.min_tasks = {self.faults.min_tasks}: must be at most meta.batch_size = {meta.batch_size}",
         )
-        for name in ("metric", "use_loss", "stabilizer", "loss_difference", "loss_weight"):
+        for name in ("metric", "use_loss", "stabilizer", "loss_difference"):
             value, default = getattr(meta, name), MetaConfig.model_fields[name].default
             require(
                 meta.rule == "leap" or value == default,
@@ -212,10 +211,6 @@ class Config(Section):
         require(
             meta.loss_difference == "successive" or meta.loss_difference in self.carries_out,
             f"meta.loss_difference = {meta.loss_difference}: {missing}",
-        )
-        require(
-            meta.loss_weight == 1 or "loss_weight" in self.carries_out,
-            f"meta.loss_weight = {meta.loss_weight}: {missing}",
         )
         if meta.schedule == "continual":
             self._check_continual()

@@ -81,8 +81,6 @@ META_FACTORS: dict[str, dict[str, list[str]]] = {
 # and without the cap, norms reach 10¹⁴ in the third meta-step, and the next task's first loss is not finite.)
 LOSS_FACTORS = {
     "capped": [*SERIAL_TASKS, "meta.max_task_norm=10"],
-    "leap_smoothed": [*SERIAL_TASKS, *LEAP, "meta.loss_difference=smoothed"],
-    "leap_weighted": [*SERIAL_TASKS, *LEAP, "meta.loss_weight=0.01"],
     "leap_paired": [*SERIAL_TASKS, *LEAP, "meta.loss_difference=paired"],
 }
 # Runs whose agent differs from BASE's, each group with a random arm of its own; all train one task after the other.
@@ -127,7 +125,9 @@ def screening() -> Iterator[Phase]:
 
 
 def losses() -> Iterator[Phase]:
-    """Separates what Leap's loss term does from what the cap on its increments does, by the rule of ``screening``."""
+    """Separates what Leap's loss term does from what the cap on its increments does, by the rule of ``screening``.
+
+    Two other forms of the term were tried and deleted: of a running mean of the loss, and a hundredth of it."""
     folder = RUNS / "losses"
     yield [[training(folder / run, changes)] for run, changes in LOSS_FACTORS.items()]
     runs = [folder / run for run in LOSS_FACTORS]

@@ -1,4 +1,4 @@
-"""How a task starts: the optimizer's running squares, a smoothed loss; and all of it in a state."""
+"""How a task starts: the optimizer's running squares; and all of it in a state."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.helpers import another_process, tiny_config
 TASK = Task(0, 0, "pong", seed=5)
 EVERYTHING = {
     "agent.value_scale": "popart", "agent.value_gain": 0.0, "agent.layer_norm": True,
-    "agent.rmsprop_start": "corrected", "meta.loss_difference": "smoothed", "meta.loss_weight": 0.5,
+    "agent.rmsprop_start": "corrected",
     "meta.parameters": "all", "task.agent_steps": 300, "stream.segment_updates": 5,
 }  # fmt: skip
 
@@ -53,10 +53,3 @@ def test_the_first_move_is_small_where_squares_start_at_one_and_of_the_rate_wher
     assert float(moves["corrected"].max()) == pytest.approx(rate, rel=1e-3)  # g / √g²
     assert float(moves["zeros"].max()) == pytest.approx(10 * rate, rel=1e-3)  # g / √(0.01 g²)
     assert float(moves["ones"].max()) <= 0.5 * rate + 1e-6  # the gradient's norm is at most 0.5
-
-
-def test_a_smoothed_loss_is_a_running_mean():
-    process = start(**{"meta.loss_difference": "smoothed", "meta.loss_weight": 3.0})
-    assert process._loss_for_leap(2.0) == 6.0
-    assert process._loss_for_leap(4.0) == pytest.approx(3 * 2.02)
-    assert process._loss_for_leap(4.0) == pytest.approx(3 * (2.02 + 0.01 * 1.98))

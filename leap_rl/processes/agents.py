@@ -35,9 +35,7 @@ class AgentConfig(Section):
 class ActorCriticConfig(Config):
     """The configuration of a run whose tasks an actor-critic learns."""
 
-    carries_out: ClassVar[frozenset[str]] = frozenset(
-        {"paired", "smoothed", "loss_weight", "continual"}
-    )  # (a2c/actor_critic.py)
+    carries_out: ClassVar[frozenset[str]] = frozenset({"paired", "continual"})  # (a2c/actor_critic.py)
 
     agent: AgentConfig
 

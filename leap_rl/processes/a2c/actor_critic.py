@@ -34,8 +34,6 @@ from leap_rl.processes.agents import ActorCriticConfig
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Increment, PathSums, Task, TaskError, Tensors
 
-LOSS_DECAY = 0.99  # decay of the running mean of losses, whose differences meta.loss_difference = smoothed takes
-
 C = TypeVar("C", bound=ActorCriticConfig)
 
 
@@ -65,7 +63,6 @@ class ActorCriticProcess(ABC, Generic[C]):
             self.optimizer = PopArt(self.optimizer, sum(value.numel() for value in self.network.value.parameters()))
         self.path = path_of_vector(config.meta, self.parameters, self.num_meta_learned)
         self.num_updates = 0
-        self.smoothed_loss: float | None = None
         self.sums = Sums()
         self._frames_before = 0  # frames that the task had seen when the segment began
         self._measured: dict[str, Any] = {}  # path sums and meta-gradient of a segment, from its end to its increment
@@ -125,12 +122,12 @@ class ActorCriticProcess(ABC, Generic[C]):
         self.num_updates += 1
 
         # Leap is given the gradient before clipping, but without the encoder's part where only the heads are trained.
-        self.path.record(self._loss_for_leap(float(loss.total)), norm)
+        self.path.record(float(loss.total), norm)
         if self._segment_ends() and self.path.cut_before_step:
             self._cut()
         self.path.moved(self.optimizer.step(gradient, self._clip(norm)))
         if isinstance(self.path, PlainPath) and self.path.paired:
-            self.path.land(self._loss_for_leap(float(self.network.loss_again(rollout, self.config.agent).total)))
+            self.path.land(float(self.network.loss_again(rollout, self.config.agent).total))
         if self.num_updates == self.config.num_updates:
             self.path.finish()
         if self._segment_ends() and not self.path.cut_before_step:
@@ -138,13 +135,6 @@ class ActorCriticProcess(ABC, Generic[C]):
 
         self.sums.add(loss, norm, rollout, time.perf_counter() - started)
         return loss
-
-    def _loss_for_leap(self, loss: float) -> float:
-        meta = self.config.meta
-        if meta.loss_difference == "smoothed":
-            before = loss if self.smoothed_loss is None else self.smoothed_loss
-            loss = self.smoothed_loss = before + (1 - LOSS_DECAY) * (loss - before)
-        return meta.loss_weight * loss
 
     def _segment_ends(self) -> bool:
         return self.num_updates == self.config.num_updates or self.num_updates % self.config.stream.segment_updates == 0
@@ -195,8 +185,6 @@ class ActorCriticProcess(ABC, Generic[C]):
         state = {f"network/{name}": value.clone() for name, value in self.network.state_dict().items()}
         state |= {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         state["num_updates"], state["frames_before"] = torch.tensor(self.num_updates), torch.tensor(self._frames_before)
-        if self.smoothed_loss is not None:
-            state["smoothed_loss"] = torch.tensor(self.smoothed_loss, dtype=torch.float64)
         return {name: value.cpu() for name, value in state.items()}
 
     def load_state(self, state: Tensors) -> None:
@@ -205,7 +193,6 @@ class ActorCriticProcess(ABC, Generic[C]):
         self.optimizer.load_state(below(state, "optimizer/"))
         self.actor.load_state(below(state, "actor/"))
         self.path.load_state({key: value.to(self.config.device) for key, value in below(state, "path/").items()})
-        self.smoothed_loss = float(state["smoothed_loss"]) if "smoothed_loss" in state else None
         self.num_updates, self._frames_before = int(state["num_updates"]), int(state["frames_before"])
 
 
