@@ -288,17 +288,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     diff = subparsers.add_parser(
         "diff",
-        help="compare two runs or initializations",
+        help="compare two runs, initializations or evaluations",
         description=(
             "Shows what differs between two runs or initialization files: keys of their configurations, versions, the "
-            "distance and the cosine of each tensor, and path length and energy at the last meta-step that both have."
+            "distance and the cosine of each tensor, and path length and energy at the last meta-step that both have. "
+            "Of two evaluations: keys, versions, arms, and the scores of the arms and games that both have."
         ),
         epilog="example: leap-rl diff runs/leap runs/reptile",
     )
     for name in ("a", "b"):
         diff.add_argument(
             name, metavar=name.upper(), type=_path,
-            help=f"a run directory, an initialization file, pretrained:NAME, or hub:OWNER/NAME; {OWN_PROCESS}",
+            help=f"a run directory, an initialization file, pretrained:NAME, hub:OWNER/NAME, or the directory of an "
+            f"evaluation; {OWN_PROCESS}",
         )  # fmt: skip
     diff.add_argument("--json", action="store_true", help="print as JSON")
     diff.set_defaults(command=commands.diff, overrides=[])

@@ -278,12 +278,18 @@ def show(options: argparse.Namespace) -> int:
 
 
 def diff(options: argparse.Namespace) -> int:
+    from leap_rl.evaluation.diff import describe_evaluations, diff_evaluations, is_evaluation
     from leap_rl.runs.diff import describe_diff
-    from leap_rl.runs.diff import diff as compare
+    from leap_rl.runs.diff import diff as diff_sources
 
     _give(options.overrides)
+    evaluated = [is_evaluation(path) for path in (options.a, options.b)]
+    if any(evaluated) and not all(evaluated):
+        one, other = (options.a, options.b) if evaluated[0] else (options.b, options.a)
+        raise BadInputError(f"{one}: is an evaluation, and {other} is not: two of a kind are compared")
+    compare, describe = (diff_evaluations, describe_evaluations) if all(evaluated) else (diff_sources, describe_diff)
     found = compare(options.a, options.b)
-    print(json.dumps(found) if options.json else describe_diff(found))
+    print(json.dumps(found) if options.json else describe(found))
     return 0
 
 

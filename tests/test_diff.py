@@ -1,8 +1,9 @@
-"""`leap-rl diff`: what differs between two runs or initializations."""
+"""`leap-rl diff`: what differs between two runs, initializations or evaluations."""
 
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,8 @@ from leap_rl.cli import main
 from leap_rl.runs.diff import compare, differing
 from leap_rl.runs.run_files import INITIALIZATION, METRICS, jsonl
 from tests.cli_helpers import assert_one_line, make_run
+from tests.test_evaluation import describe, simulated
+from tests.test_report import write_evaluation
 
 
 def rows(*path_lengths):
@@ -87,3 +90,61 @@ def test_what_is_no_initialization_is_one_line(runs, tmp_path, capsys):
     assert_one_line(
         main(["diff", str(runs[0]), str(tmp_path / "none")]), *capsys.readouterr(), "none", "does not exist"
     )
+
+
+# Evaluations
+
+
+def evaluation(folder, better=0.0, **changes):
+    """The directory of an evaluation whose meta-learned arm is ``better`` at each point of its curves."""
+    folder.mkdir()
+    description = describe(**changes)
+    write_evaluation(folder, description, simulated(description, better))
+    return folder
+
+
+def test_evaluations_differ_in_arms_and_in_the_scores_that_both_have(tmp_path, capsys):
+    a = evaluation(tmp_path / "a", games=("breakout", "alien"))
+    b = evaluation(tmp_path / "b", 5.0, games=("breakout", "alien", "pong"), arms=("random", "leap", "reptile"))
+    found = diff(capsys, a, b)
+    assert found["arms"] == {"reptile": [None, "f" * 64]}
+    assert found["config"] == found["versions"] == {}
+    scores = {(row["arm"], row["game"]): row for row in found["scores"]}
+    assert scores.keys() == {(arm, game) for arm in ("random", "leap") for game in ("breakout", "alien")}
+    ours, theirs = (simulated(describe(games=("breakout", "alien"))), simulated(
+        describe(games=("breakout", "alien", "pong"), arms=("random", "leap", "reptile")), 5.0))  # fmt: skip
+    areas = [[curve.area for curve in curves if (curve.arm, curve.game) == ("leap", "alien")]
+             for curves in (ours, theirs)]  # fmt: skip
+    differences = np.subtract(areas[1], areas[0])
+    row = scores["leap", "alien"]
+    assert row["num_seeds"] == 3
+    half = 4.302653 * np.std(differences, ddof=1) / math.sqrt(3)  # Student's t, 2 degrees of freedom
+    expected = {"value": np.mean(differences), "low": np.mean(differences) - half, "high": np.mean(differences) + half}
+    assert row["mean"]["difference"] == pytest.approx(expected)
+    assert row["mean"]["values"][1] - row["mean"]["values"][0] == pytest.approx(np.mean(differences))
+
+
+def test_what_is_printed_of_evaluations(tmp_path, capsys):
+    a, b = evaluation(tmp_path / "a"), evaluation(tmp_path / "b", 5.0, num_seeds=2)
+    assert main(["diff", str(a), str(b)]) == 0
+    said = capsys.readouterr().out
+    assert f"b  {b}: 3 game(s), 2 seed(s), arms random, leap" in said
+    assert "arms: the same" in said
+    [line] = [line for line in said.splitlines() if line.startswith("  leap    breakout ")]
+    assert "2 seed(s)" in line
+    assert " → " in line
+
+
+def test_a_run_is_not_compared_with_an_evaluation(runs, tmp_path, capsys):
+    b = evaluation(tmp_path / "evaluated")
+    assert_one_line(
+        main(["diff", str(runs[0]), str(b)]), *capsys.readouterr(),
+        f"{b}: is an evaluation, and {runs[0]} is not: two of a kind are compared",
+    )  # fmt: skip
+
+
+def test_evaluations_of_two_processes_are_not_compared(tmp_path, capsys):
+    a, b = evaluation(tmp_path / "a"), evaluation(tmp_path / "b")
+    description = json.loads((b / "evaluation.json").read_text()) | {"process": "classification"}
+    (b / "evaluation.json").write_text(json.dumps(description))
+    assert_one_line(main(["diff", str(a), str(b)]), *capsys.readouterr(), "is of process classification")

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from leap_rl.config import flatten
+from leap_rl.config import Config, flatten
 from leap_rl.files.text import printable
 from leap_rl.runs.run_files import fingerprint, read_metrics
-from leap_rl.runs.sources import Source, read_source
+from leap_rl.runs.sources import read_source
 from leap_rl.types import Tensors
 
 CURVES = ("path_length", "energy")
@@ -35,7 +35,7 @@ def diff(a: str, b: str) -> dict[str, Any]:
         "sources": [a, b],
         "meta_steps": [source.meta_step for source in sources],
         "fingerprints": [fingerprint(values) for values in tensors],
-        "config": differing(*(_keys(source) for source in sources)),
+        "config": differing(*(flat_keys(source.config) for source in sources)),
         "versions": differing(*(source.versions for source in sources)),
         "layers": [layer._asdict() for layer in compare(*tensors)],
         "curves": _curves(a, b),
@@ -63,8 +63,9 @@ def compare(a: Tensors, b: Tensors) -> list[Layer]:
     return layers
 
 
-def _keys(source: Source) -> dict[str, Any]:
-    return dict(flatten(source.config.model_dump())) if source.config else {}
+def flat_keys(config: Config | None) -> dict[str, Any]:
+    """Returns the keys of a configuration and their values, "meta.lr" → 0.1; nothing for None."""
+    return dict(flatten(config.model_dump())) if config else {}
 
 
 def _curves(a: str, b: str) -> dict[str, Any]:
@@ -86,9 +87,7 @@ def describe_diff(found: Mapping[str, Any]) -> str:
             "ab", found["sources"], found["meta_steps"], found["fingerprints"], strict=True
         )
     ]
-    for title, key in (("configuration", "config"), ("versions", "versions")):
-        lines += ["", f"{title}: {'differs' if found[key] else 'the same, or not known'}"]
-        lines += [f"  {name}: {_value(ours)} → {_value(theirs)}" for name, (ours, theirs) in found[key].items()]
+    lines += describe_keys(found)
     lines += ["", "initialization: the same bits" if same else "initialization: ‖b − a‖, its share of ‖a‖, cosine"]
     if not same:
         width = max(len(layer["name"]) for layer in found["layers"])
@@ -97,6 +96,15 @@ def describe_diff(found: Mapping[str, Any]) -> str:
         lines += ["", f"meta-step {found['curves']['meta_step'] + 1}, the last that both have:"]
         lines += [f"  {name}: {' → '.join(map(_value, found['curves'][name]))}" for name in CURVES]
     return printable("\n".join(lines))
+
+
+def describe_keys(found: Mapping[str, Any]) -> list[str]:
+    """Returns the lines about the keys and versions that differ."""
+    lines = []
+    for title, key in (("configuration", "config"), ("versions", "versions")):
+        lines += ["", f"{title}: {'differs' if found[key] else 'the same, or not known'}"]
+        lines += [f"  {name}: {_value(ours)} → {_value(theirs)}" for name, (ours, theirs) in found[key].items()]
+    return lines
 
 
 def _layer(layer: Mapping[str, Any]) -> str:

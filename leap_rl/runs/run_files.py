@@ -126,6 +126,16 @@ def record_versions(storage: Storage, meta_step: int) -> list[str]:
     return [f"{storage.url}: continues under other versions: {', '.join(changed)}; rounding may differ from here on"]
 
 
+def read_versions(storage: Storage) -> dict[str, str]:
+    """Returns the versions that versions.json has last: package → version; none where it does not exist. Raises
+    BadInputError where it is damaged."""
+    try:
+        stages = parse_json(_Stages, storage.read(VERSIONS, MAX_TEXT), f"{storage.url}/{VERSIONS}").root
+    except FileNotFoundError:
+        return {}
+    return stages[-1].versions if stages else {}
+
+
 def versions_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """Returns the versions in the metadata of an initialization: package → version."""
     return {key.removeprefix("version."): value for key, value in metadata.items() if key.startswith("version.")}
