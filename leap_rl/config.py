@@ -106,6 +106,12 @@ class StreamConfig(Section):
 
 class FaultsConfig(Section):
     min_tasks: Annotated[PositiveInt, Field(description="of a meta-batch that must not fail, or the run stops")] = 1
+    quorum: Annotated[
+        PositiveInt | None, Field(description="of a synchronous meta-batch: enough to leave out who is late; null: all")
+    ] = None
+    grace_seconds: Annotated[
+        float, Field(ge=0, le=1e7, allow_inf_nan=False, description="for the others, once the quorum is there")
+    ] = 60.0
     segment_timeout: Annotated[
         float, Field(gt=0, le=1e7, allow_inf_nan=False, description="seconds without an increment: worker is stuck")
     ] = 1800.0
@@ -195,6 +201,8 @@ class Config(Section):
             self.faults.min_tasks <= meta.batch_size,
             f"faults.min_tasks = {self.faults.min_tasks}: must be at most meta.batch_size = {meta.batch_size}",
         )
+        if self.faults.quorum is not None:
+            self._check_quorum(self.faults.quorum)
         for name in ("metric", "use_loss", "stabilizer", "loss_difference"):
             value, default = getattr(meta, name), MetaConfig.model_fields[name].default
             require(
@@ -232,6 +240,18 @@ class Config(Section):
             "workers.gpus = 0: device = cuda needs a share of a GPU for each worker, e.g. workers.gpus = 0.25",
         )
         return self
+
+    def _check_quorum(self, quorum: int) -> None:
+        where = f"faults.quorum = {quorum}"
+        require(
+            self.meta.schedule == "synchronous",
+            f"{where}: only meta.schedule = synchronous has it, not {self.meta.schedule}",
+        )
+        least, most = self.faults.min_tasks, self.meta.batch_size
+        require(
+            least <= quorum <= most,
+            f"{where}: must be from faults.min_tasks = {least} to meta.batch_size = {most}",
+        )
 
     def _check_continual(self) -> None:
         require(

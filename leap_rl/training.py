@@ -16,6 +16,7 @@ from leap_rl.meta.sampling import tasks_at
 from leap_rl.meta.schedule import due
 from leap_rl.processes import initial_parameters, process_of
 from leap_rl.runs.monitoring import Monitor, require_trackers
+from leap_rl.runs.quorum import Quorum
 from leap_rl.runs.run import RunDirectory, open_run
 from leap_rl.runs.run_files import Progress
 from leap_rl.seeding import Purpose, derive_seed
@@ -62,12 +63,13 @@ def meta_train(
         tasks = tasks_at(due(config.meta, checkpoint), names, config.meta.batch_size, config.run.seed, config.num_legs)
         given = Broadcast({SHARED: checkpoint.initialization}, version=meta_step)
         learner = partial(MetaLearner, config.meta, checkpoint, config.faults.min_tasks)
+        quorum = None if config.faults.quorum is None else Quorum(config, meta_step)
         monitor.begin_meta_step(meta_step, tasks)
         outcome = None
         while (
             outcome is None
         ):  # the learner was lost in its step: the tasks run again and bring a new one their ledgers
-            for event in backend.run_tasks(tasks, given, learner):
+            for event in backend.run_tasks(tasks, given, learner, quorum):
                 if isinstance(event, Fault):
                     monitor.log_fault(event, meta_step)
                 elif isinstance(event, Notice):

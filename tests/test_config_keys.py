@@ -35,6 +35,7 @@ OTHER = {
     "stream.segment_updates": 100, "stream.compression": "int8", "log.segments": False,
     "log.wandb": "project", "log.mlflow": "sqlite:///mlflow.db",
     "workers.per_node": 2, "meta.schedule": "asynchronous", "meta.max_staleness": 2, "faults.min_tasks": 2,
+    "faults.quorum": 1, "faults.grace_seconds": 5.0,
     "faults.segment_timeout": 60.0,
 }  # fmt: skip
 # The same for the keys that only classification has.

@@ -81,7 +81,9 @@ class Learner:
         """Returns what is new. ``seen`` has the number of segments of each task that the driver knows of, and
         ``starting`` the ids of actors whose nodes it asks for."""
         collector = self._collector
-        return News(collector.reports(seen), collector.done(), collector.batch(), places(starting))
+        return News(
+            collector.reports(seen), collector.done(), collector.succeeded(), collector.batch(), places(starting)
+        )
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class News:
 
     reports: list[TaskReport]  # those that the driver has not seen
     done: set[Place]  # tasks that need no worker any more
+    succeeded: set[Place]  # those that were received whole
     batch: list[Place] | None  # the tasks that a step would average; the driver has all their reports now
     places: dict[str, str]  # for each starting actor that has a place: id → its node's address
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from leap_rl.meta.collector import Collector
+from leap_rl.runs.quorum import Quorum
 from leap_rl.types import Broadcast, Fault, MetaStep, Notice, Task, TaskError, TaskReport
 
 MAX_ERRORS = 2  # of one task
@@ -18,14 +19,15 @@ class Backend(Protocol):
         ...
 
     def run_tasks(
-        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector]
+        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector], quorum: Quorum | None = None
     ) -> Iterator[TaskReport | Fault | Notice]:
         """Trains tasks and streams their increments to the collector, until it has a batch. Tasks start from what is
         ``given``; those that are running from an earlier call go on.
 
-        ``collector`` makes the collector, where there is none yet or it was lost. Yields a report for each segment that
-        it has received, a fault for everything that went wrong, and a notice of what is waited for. It must be
-        exhausted before :meth:`meta_step` is called.
+        ``collector`` makes the collector, where there is none yet or it was lost. ``quorum`` says which tasks are left
+        out because they are late; by default none is. Yields a report for each segment that it has received, a fault
+        for everything that went wrong, and a notice of what is waited for. It must be exhausted before
+        :meth:`meta_step` is called.
         """
         ...
 

@@ -36,6 +36,7 @@ from leap_rl.config import Config
 from leap_rl.meta.collector import Collector
 from leap_rl.meta.sampling import longest_first
 from leap_rl.processes import process_of
+from leap_rl.runs.quorum import Quorum
 from leap_rl.types import Broadcast, Fault, LeapRLError, MetaStep, Notice, Place, Task, TaskError, TaskReport
 
 POLL_SECONDS = 1.0  # time between polls of the learner while tasks run
@@ -92,7 +93,7 @@ class RayBackend:
             self._metrics[name].inc(amount, {"run": self._config.run.dir})
 
     def run_tasks(
-        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector]
+        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector], quorum: Quorum | None = None
     ) -> Iterator[TaskReport | Fault | Notice]:
         self._given, self._make_collector = ray.put(given), collector
         self._waiting.extend(longest_first([task for task in tasks if task.place not in self._work], self._cost))
@@ -102,6 +103,8 @@ class RayBackend:
         self._last_progress = time.monotonic()
         while True:
             own_node()
+            if quorum and quorum.late:
+                self._leave_out(quorum.late, quorum.reason)
             self._hire()
             self._assign()
             yield from self._collect()
@@ -114,12 +117,24 @@ class RayBackend:
                 for report in news.reports:
                     self._hear(report)
                     yield report
+                pending = self._work.keys() - news.done
+                if quorum and quorum.decide(pending, news.succeeded):
+                    yield from (
+                        Fault(self._work[place].task, f"{self._work[place].task}: left out: {quorum.reason}")
+                        for place in sorted(pending)
+                    )
                 if news.batch is not None:
                     self._batch = news.batch
                     return
                 self._take_up_again(news.done)
                 yield from self._watch(news.places)
             yield from self._say_what_is_missing(news)
+
+    def _leave_out(self, late: set[Place], reason: str) -> None:
+        """Drops late tasks. It is said to each learner before it is asked for news, since one may be new."""
+        for place in late:
+            self._learner.drop.remote(self._work[place].task, reason)
+        self._waiting = deque(task for task in self._waiting if task.place not in late)
 
     def _work_on(self, task: Task) -> Work:
         return self._work.get(task.place, Work(task))  # a worker may still be at a task that nobody waits for

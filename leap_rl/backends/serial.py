@@ -9,6 +9,7 @@ from leap_rl.config import Config
 from leap_rl.files.storage import open_storage
 from leap_rl.meta.collector import Collector
 from leap_rl.meta.learner import MetaLearner
+from leap_rl.runs.quorum import Quorum
 from leap_rl.runs.task_store import TaskStore
 from leap_rl.streaming import TaskStream
 from leap_rl.types import Broadcast, Fault, MetaStep, Place, Task, TaskError, TaskReport
@@ -35,16 +36,21 @@ class SerialBackend:
         pass
 
     def run_tasks(
-        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector]
+        self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector], quorum: Quorum | None = None
     ) -> Iterator[TaskReport | Fault]:
         if self._collector is None:
             self._collector = collector()
         self._waiting.extend(task for task in tasks if task.place not in self._known)
         self._known.update(task.place for task in tasks)
+        yield from self._leave_out(self._collector, tasks, quorum)
         while self._collector.batch() is None:
             task = self._waiting.popleft()
             try:
-                yield from self._train(self._collector, task, given)
+                for report in self._train(self._collector, task, given):
+                    yield report
+                    yield from self._leave_out(self._collector, tasks, quorum)
+                    if quorum and quorum.late and task.place in quorum.late:
+                        break
             except TaskError as error:
                 self._errors[task.place] += 1
                 again, fault = after_error(task, error, self._errors[task.place])
@@ -53,6 +59,18 @@ class SerialBackend:
                 else:
                     self._collector.drop(task, str(error))
                 yield fault
+
+    def _leave_out(self, collector: Collector, tasks: Sequence[Task], quorum: Quorum | None) -> Iterator[Fault]:
+        if quorum is None:
+            return
+        pending = [task for task in tasks if task.place not in collector.done()]
+        decided = quorum.decide([task.place for task in pending], collector.succeeded())
+        for task in pending:
+            if task.place in (quorum.late or ()):
+                collector.drop(task, quorum.reason)
+                if decided:
+                    yield Fault(task, f"{task}: left out: {quorum.reason}")
+        self._waiting = deque(task for task in self._waiting if task.place not in collector.done())
 
     def _train(self, collector: Collector, task: Task, given: Broadcast) -> Iterator[TaskReport]:
         stream = TaskStream(self._config, self._store, task, given, attempt=self._errors[task.place])

@@ -66,6 +66,10 @@ class Collector:
         """Returns the tasks that need no worker any more: received whole, or dropped."""
         return {place for place, ledger in self._ledgers.items() if ledger.done}
 
+    def succeeded(self) -> set[Place]:
+        """Returns the tasks that were received whole and not dropped."""
+        return {place for place, ledger in self._ledgers.items() if ledger.done and not ledger.failed}
+
     def batch(self) -> list[Place] | None:
         """Returns the tasks that were waited for, once all of them are done; None before."""
         return sorted(self._due) if self._due <= self.done() else None

@@ -5,6 +5,7 @@
     checkpoints/000003/         the learner after 3 meta-steps: learner.safetensors, state.json, done
     tasks/000003-05/            an unfinished task (task_store.py)
     metrics.jsonl               one row a segment, task, meta-step and fault
+    left_out.json               with faults.quorum: the tasks that were late (quorum.py)
     versions.json               the package versions that trained it, with the first meta-step of each
     tensorboard/                event files
     wandb.json, mlflow.json     what experiment trackers were given (trackers.py)
