@@ -17,6 +17,7 @@ from leap_rl.evaluation.report import write_report
 from leap_rl.files.event_files import EventFile
 from leap_rl.files.text import as_text
 from leap_rl.runs import figures as runs_figures
+from leap_rl.runs import monitoring
 from leap_rl.runs.monitoring import Monitor
 from leap_rl.runs.run import describe, open_run
 from leap_rl.runs.run_files import read_metrics
@@ -29,12 +30,12 @@ from tests.test_report import write_evaluation
 SHORT = {"meta.steps": 2, "meta.batch_size": 2, "task.agent_steps": 40}
 
 
-def train(folder, stream=None, changes=None):
+def train(folder, stream=None, changes=None, until=None):
     """Trains in this process; returns what was said, and the fingerprint."""
     said = io.StringIO() if stream is None else stream
     config = make_config(folder, SHORT | (changes or {}))
     with open_backend(config) as backend, open_run(config) as run, Monitor(config, run, said) as monitor:
-        meta_train(config, backend, run, monitor)
+        meta_train(config, backend, run, monitor, until)
     return said, describe(config.run.dir)["fingerprint"]
 
 
@@ -83,7 +84,7 @@ def test_a_run_trains_on_and_draws_whatever_the_environment_says(tmp_path, expec
     assert "left out" not in done.stderr
     assert json.loads(done.stdout)["fingerprint"] == expected
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "meta")).Reload()
-    assert [image.step for image in events.Images("meta/increment_cosines")] == [0, 1]
+    assert [image.step for image in events.Images("meta/increment_cosines")] == [1]
 
 
 def test_figures_follow_no_style_that_is_set_in_this_process():
@@ -155,6 +156,7 @@ def test_a_picture_that_fails_is_said_once_and_the_run_goes_on(tmp_path, expecte
         raise RuntimeError("no font")
 
     monkeypatch.setattr(runs_figures, "heat_maps", fails)
+    monkeypatch.setattr(monitoring, "PICTURE_SECONDS", 0)
     said, fingerprint = train(tmp_path)
     assert fingerprint == expected
     assert said.getvalue().count("the heat map: no font; left out from here on, the run continues\n") == 1
@@ -167,8 +169,17 @@ def test_a_meta_step_is_committed_before_it_is_drawn(tmp_path, monkeypatch):
         seen.append(describe(tmp_path / "run")["meta_step"] == outcome.meta_step + 1)
 
     monkeypatch.setattr(Monitor, "_draw_cosines", look)
+    monkeypatch.setattr(monitoring, "PICTURE_SECONDS", 0)
     train(tmp_path)
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize(("steps", "until", "drawn"), [(2, None, [1]), (3, 2, [1])])
+def test_a_short_session_draws_only_its_last_meta_step(tmp_path, monkeypatch, steps, until, drawn):
+    seen = []
+    monkeypatch.setattr(Monitor, "_draw_cosines", lambda self, outcome: seen.append(outcome.meta_step))
+    train(tmp_path, until=until, changes={"meta.steps": steps})
+    assert seen == drawn
 
 
 def test_event_files_that_cannot_be_made_are_said_once_with_their_path(tmp_path, expected):
@@ -189,8 +200,8 @@ def test_event_files_on_a_disk_that_becomes_full_are_said_once_and_the_rows_are_
 
     def open_and_fill(self, *arguments):
         open_file(self, *arguments)
-        self._records._writer.close()
-        self._records._writer = open("/dev/full", "wb", buffering=0)  # noqa: SIM115, every write to it fails
+        self._file.close()
+        self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115, every write to it fails
 
     monkeypatch.setattr(EventFile, "__init__", open_and_fill)
     said, fingerprint = train(tmp_path)

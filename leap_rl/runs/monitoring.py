@@ -7,6 +7,7 @@ show the run: if one of them fails, a line says so once, and the run continues w
 import importlib.util
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO
@@ -36,6 +37,8 @@ from leap_rl.runs.terminal import Terminal
 from leap_rl.runs.trackers import Tracker
 from leap_rl.runs.wandb_sink import WandbSink
 from leap_rl.types import Checkpoint, Fault, MetaStep, Notice, Task, TaskReport
+
+PICTURE_SECONDS = 30.0  # time between pictures at least: one may take longer to draw than a small meta-step to train
 
 
 def about(config: Config) -> dict[str, str]:
@@ -78,7 +81,8 @@ def trackers(config: Config, run: RunDirectory) -> list[Sink]:
 
 
 class Monitor:
-    """Logs and shows a run. It must be used in a ``with`` statement, which closes the sinks."""
+    """Logs and shows a run. It must be used in a ``with`` statement, which draws the last meta-step and closes the
+    sinks."""
 
     def __init__(
         self,
@@ -100,11 +104,15 @@ class Monitor:
         self._first_meta_step = 0  # the first one of this session
         self._first_drawn = 0  # the meta-step for which the oldest pending task was drawn
         self._faults = 0  # counted since the last meta-step
+        self._last_picture = time.monotonic()  # or when the session began
+        self._undrawn: MetaStep | None = None  # the latest one, if there is no picture of it
 
     def __enter__(self) -> "Monitor":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        if error is None:
+            self._draw()
         self._each(lambda sink: sink.close())
 
     def _each(self, call: Callable[[Sink], None]) -> None:
@@ -192,10 +200,13 @@ class Monitor:
         self._log([meta_step_row(outcome, scalars, layers)], points)
 
     def show_meta_step(self, outcome: MetaStep, seconds: float) -> None:
-        """Draws and prints the result of a meta-step. To be called after its commit."""
+        """Prints the result of a meta-step, and draws it, unless this was done a moment ago. To be called after its
+        commit."""
         self._each(lambda sink: sink.committed(outcome.checkpoint))
         if mean_cosine(outcome.cosines) is not None and importlib.util.find_spec("matplotlib") is not None:
-            self._attempt("the heat map", lambda: self._draw_cosines(outcome))
+            self._undrawn = outcome
+            if time.monotonic() - self._last_picture > PICTURE_SECONDS:
+                self._draw()
         agent_steps = sum(task.statistics["agent_steps"] for task in outcome.tasks)
         self._say(
             f"meta-step {outcome.meta_step + 1}/{self._config.meta.steps}: "
@@ -203,6 +214,12 @@ class Monitor:
             f"{agent_steps / seconds:,.0f} {self._measures.step}/s, {seconds:.0f} s",
             "bold",
         )
+
+    def _draw(self) -> None:
+        """Draws the latest meta-step, if it is not drawn yet."""
+        outcome, self._undrawn, self._last_picture = self._undrawn, None, time.monotonic()
+        if outcome is not None:
+            self._attempt("the heat map", partial(self._draw_cosines, outcome))
 
     def _draw_cosines(self, outcome: MetaStep) -> None:
         """Draws a heat map of the cosines. Needs matplotlib, which is an extra."""

@@ -4,6 +4,7 @@ A run may come from elsewhere, be damaged, or be of an earlier version. Storage 
 before it is read.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ class _Row(FileSchema):
 _ROW = TypeAdapter(_Row)
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Returns the versions of the packages that decide a run's bits."""
     names = ("torch", "ale-py", "numpy", "opencv-python-headless")
