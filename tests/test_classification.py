@@ -129,7 +129,7 @@ def test_the_inner_loop_is_sgd(start):
     increments = list(process.walk())
     losses, correct = [], 0
     for step in range(12):
-        batch = training_batch(process.problem, 8, process.data_seed, step)
+        batch = training_batch(process.courses[0].problem, 8, process.courses[0].data_seed, step)
         outputs = network(batch.images)
         loss = F.cross_entropy(outputs, batch.labels)
         optimizer.zero_grad()
@@ -146,7 +146,7 @@ def test_the_inner_loop_is_sgd(start):
     assert statistics["loss_sum"] == pytest.approx(sum(losses), rel=1e-4)
     assert (statistics["agent_steps"], statistics["frames"], statistics["images"]) == (12, 96, 96)
     assert statistics["correct"] == correct
-    held_out = held_out_batch(process.problem, process.data_seed)
+    held_out = held_out_batch(process.courses[0].problem, process.courses[0].data_seed)
     with torch.no_grad():
         right = int((network(held_out.images).argmax(1) == held_out.labels).sum())
     assert (statistics["held_out_correct"], statistics["held_out_images"]) == (right, 100)

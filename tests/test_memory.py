@@ -10,10 +10,10 @@ UPDATES = """
 import resource
 from leap_rl.processes import initial_parameters, start_process
 from leap_rl.types import Task
-from tests.helpers import tiny_config
+from tests.{module} import tiny_config
 
-config = tiny_config(**{"agent.num_envs": 16})
-process = start_process(config, Task(0, 0, "pong", seed=0), initial_parameters(config, 0))
+config = tiny_config({arguments})
+process = start_process(config, Task(0, 0, "{task}", seed=0), initial_parameters(config, 0))
 for _ in range(5):
     process.update()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,10 +21,16 @@ for _ in range(20):
     process.update()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
+CASES = {
+    "a2c": UPDATES.format(module="helpers", task="pong", arguments="**{'agent.num_envs': 16}"),
+    "classification": UPDATES.format(
+        module="alphabets", task="hebrew", arguments="'glyphs', **{'classifier.filters': 64, 'task.agent_steps': 25}"
+    ),
+}
 WITHOUT_GLIBC = """
 import ctypes
 ctypes.CDLL = lambda name: object()
-from leap_rl.processes.a2c.memory import keep_freed_memory
+from leap_rl.processes.memory import keep_freed_memory
 keep_freed_memory()
 """
 
@@ -34,8 +40,9 @@ def run(script: str) -> str:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
-def test_an_update_takes_no_fresh_pages_from_the_kernel() -> None:
-    assert float(run(UPDATES)) < 20, "hundreds to thousands where freed memory is given back"
+@pytest.mark.parametrize("process", CASES)
+def test_an_update_takes_no_fresh_pages_from_the_kernel(process: str) -> None:
+    assert float(run(CASES[process])) < 20, "hundreds to thousands where freed memory is given back"
 
 
 def test_without_glibc_nothing_happens() -> None:

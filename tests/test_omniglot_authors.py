@@ -63,7 +63,7 @@ def test_a_task_is_trained_and_scored_as_torchs_modules_do(archive):
     network.train()
     for step in range(config.num_updates):
         batch = training_batch(
-            process.problem, config.classifier.batch_size, process.data_seed, step, "permutation"
+            process.courses[0].problem, config.classifier.batch_size, process.courses[0].data_seed, step, "permutation"
         )  # fmt: skip
         optimizer.zero_grad()
         F.cross_entropy(network(batch.images), batch.labels).backward()
@@ -76,7 +76,7 @@ def test_a_task_is_trained_and_scored_as_torchs_modules_do(archive):
         assert torch.allclose(mean, norm.running_mean, atol=1e-4)
         assert torch.allclose(variance, norm.running_var, atol=1e-4)
     network.eval()
-    drawings = held_out_batch(process.problem, process.data_seed)
+    drawings = held_out_batch(process.courses[0].problem, process.courses[0].data_seed)
     with torch.no_grad():
         guesses = torch.cat([network(part).argmax(dim=1) for part in torch.split(drawings.images, 20)])
     assert last.statistics["held_out_correct"] == int((guesses == drawings.labels).sum())

@@ -23,7 +23,6 @@ from leap_rl.files.tensor_files import below
 from leap_rl.meta.rules import HEADS, name_in_initialization, part_for
 from leap_rl.processes.a2c.energy_path import PlainPath, path_of_vector
 from leap_rl.processes.a2c.loss import A2CLoss
-from leap_rl.processes.a2c.memory import keep_freed_memory
 from leap_rl.processes.a2c.network import ActorCritic, flatten
 from leap_rl.processes.a2c.optimizer import Optimizer
 from leap_rl.processes.a2c.popart import PopArt
@@ -31,6 +30,7 @@ from leap_rl.processes.a2c.rollout import Actor
 from leap_rl.processes.a2c.statistics import Sums
 from leap_rl.processes.a2c.zero_shot import play
 from leap_rl.processes.agents import ActorCriticConfig
+from leap_rl.processes.memory import keep_freed_memory
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Increment, PathSums, Task, TaskError, Tensors
 

@@ -1,8 +1,8 @@
 """Classification of an alphabet's characters: the paper's first experiment (Omniglot, section 4.1)."""
 
 import os
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 from leap_rl.extras import require_extra
 from leap_rl.measures import Measures
@@ -62,6 +62,10 @@ class Classification(ProcessType[ClassificationConfig]):
         from leap_rl.processes.classification.data import parse_alphabet
 
         return [parse_alphabet(config.alphabets, text)]
+
+    def evaluate_on(self, tree: dict[str, Any], names: Sequence[str]) -> None:
+        """Has each alphabet of an evaluation be a task."""
+        tree["alphabets"]["per_task"] = 1
 
     def num_training_tasks(self, config: ClassificationConfig) -> int:
         """Returns the number of alphabets to meta-train on, without reading their drawings."""

@@ -27,6 +27,9 @@ class AlphabetsConfig(Section):
         Literal["with_replacement", "permutation"],
         Field(description="of a batch's drawings; permutation: each drawing once before any comes again"),
     ] = "with_replacement"
+    per_task: Annotated[
+        PositiveInt, Field(description="alphabets a task trains on, their batches shuffled; above 1: of rule joint")
+    ] = 1
     checksum: Annotated[
         str | None, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of all drawings; null: of what is found")
     ] = None
@@ -52,11 +55,20 @@ class ClassificationConfig(Config):
     alphabets: AlphabetsConfig = AlphabetsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
 
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps a task: ``task.agent_steps`` on each of its alphabets."""
+        return self.task.agent_steps * self.alphabets.per_task
+
     def check(self) -> None:
         """Raises ValueError, one line, where keys do not go together."""
         require(
             self.meta.rule != "joint" or self.meta.parameters == "encoder",
             "meta.parameters = all: meta.rule = joint has heads of each alphabet's own, and shares the encoder",
+        )
+        require(
+            self.alphabets.per_task == 1 or self.meta.rule == "joint",
+            f"alphabets.per_task = {self.alphabets.per_task}: only meta.rule = joint has it, not {self.meta.rule}",
         )
         require(self.precision != "bf16", "precision = bf16: process = classification computes in fp32")
 

@@ -11,6 +11,7 @@ turned and moved as well, each once. Which drawings and alphabets are held out, 
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,14 +111,28 @@ class Batch(NamedTuple):
 
 def training_batch(problem: Problem, size: int, seed: int, step: int, sampling: str = "with_replacement") -> Batch:
     """Returns what gradient step ``step`` of a task with this seed sees: no stream is carried from one to the next."""
-    generator = _generator(seed, step)
-    num_classes, num_drawings = problem.train.shape[:2]
-    total = num_classes * num_drawings
-    if sampling == "permutation":
-        chosen = _in_turn(total, range(step * size, (step + 1) * size), seed)
-    else:
-        chosen = torch.randint(total, (size,), generator=generator)
-    return Batch(augment(problem.train.flatten(0, 1)[chosen], generator), chosen // num_drawings)
+    return training_batches([(problem, seed, step)], size, sampling)[0]
+
+
+def training_batches(
+    places: Sequence[tuple[Problem, int, int]], size: int, sampling: str = "with_replacement"
+) -> list[Batch]:
+    """Returns the :func:`training_batch` of each problem, seed and step. They are turned and moved together, which is
+    faster, and might round otherwise."""
+    images, labels, draws = [], [], []
+    for problem, seed, step in places:
+        generator = _generator(seed, step)
+        num_classes, num_drawings = problem.train.shape[:2]
+        total = num_classes * num_drawings
+        if sampling == "permutation":
+            chosen = _in_turn(total, range(step * size, (step + 1) * size), seed)
+        else:
+            chosen = torch.randint(total, (size,), generator=generator)
+        images.append(problem.train.flatten(0, 1)[chosen])
+        labels.append(chosen // num_drawings)
+        draws.append(draw(size, generator))
+    moved = augment(torch.cat(images), torch.cat(draws, dim=1))
+    return [Batch(*both) for both in zip(torch.split(moved, size), labels, strict=True)]
 
 
 def _in_turn(total: int, places: range, seed: int) -> Tensor:
@@ -131,7 +146,7 @@ def _in_turn(total: int, places: range, seed: int) -> Tensor:
 def held_out_batch(problem: Problem, seed: int) -> Batch:
     """All drawings that are held out, each once."""
     labels = torch.arange(len(problem.held_out)).repeat_interleave(problem.held_out.shape[1])
-    return Batch(augment(problem.held_out.flatten(0, 1), _generator(seed)), labels)
+    return Batch(augment(problem.held_out.flatten(0, 1), draw(len(labels), _generator(seed))), labels)
 
 
 def _generator(seed: int, *key: int) -> torch.Generator:
@@ -139,16 +154,28 @@ def _generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 [N, 28, 28] → float32 [N, 1, 28, 28], each turned by any angle, shifted and scaled by its own draw."""
+def draw(size: int, generator: torch.Generator) -> Tensor:
+    """Returns how each of ``size`` drawings is to be turned, shifted and scaled [4, size], as numbers from 0 to 1."""
+    return torch.rand(4, size, generator=generator)
+
+
+def augment(images: Tensor, draws: Tensor) -> Tensor:
+    """uint8 [N, 28, 28] → float32 [N, 1, 28, 28], each turned by any angle, shifted and scaled by its own draws."""
     size = len(images)
-    angle, right, down, scale = torch.rand(4, size, generator=generator)
+    angle, right, down, scale = draws
     angle = angle * math.radians(TURN)
     right, down = (2 * SHIFT * (2 * shift - 1) for shift in (right, down))  # of an image that is 2 wide
     scale = SCALE[0] + (SCALE[1] - SCALE[0]) * scale
     cosine, sine = torch.cos(angle) / scale, torch.sin(angle) / scale
     # From a point of the new image to where it was: shift back, then turn and scale back.
     rows = [cosine, sine, -(cosine * right + sine * down), -sine, cosine, sine * right - cosine * down]
-    back = torch.stack(rows, dim=1).view(size, 2, 3)
-    grid = F.affine_grid(back, [size, 1, SIDE, SIDE], align_corners=False)
+    back = torch.stack(rows, dim=1).view(2 * size, 3)
+    grid = (back @ _points()).view(size, 2, SIDE, SIDE).permute(0, 2, 3, 1)  # F.affine_grid takes four times as long
     return F.grid_sample(images[:, None].float() / 255, grid, align_corners=False)
+
+
+@functools.cache
+def _points() -> Tensor:
+    """Returns the pixels of an image that is 2 wide, row by row: x, y and 1 [3, 28 · 28]."""
+    places = (2 * torch.arange(SIDE) + 1) / SIDE - 1
+    return torch.stack([places.repeat(SIDE), places.repeat_interleave(SIDE), torch.ones(SIDE**2)])

@@ -19,6 +19,11 @@ from leap_rl.processes.classification.omniglot import SIDE
 from leap_rl.types import Tensors
 
 NUM_BLOCKS = 4
+NAMES = (
+    *(f"encoder.{layer}{block}.{kind}" for block in range(1, NUM_BLOCKS + 1)
+      for layer, kind in (("conv", "weight"), ("norm", "weight"), ("norm", "bias"))),
+    "head.weight", "head.bias",
+)  # fmt: skip
 NUM_FEATURES = (SIDE >> NUM_BLOCKS) ** 2  # of a filter: 28 → 14 → 7 → 3 → 1 pixels a side
 
 
