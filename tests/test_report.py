@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from leap_rl.meta.probes import cosines, drift_by_layer
+from leap_rl.meta.probes import MAX_NAMES, cosines, drift_by_layer
 from tests.test_evaluation import COLUMNS, NAN, curve, describe, refused, simulated
 
 # Probes
@@ -44,6 +44,15 @@ def test_cosines_are_the_means_over_all_pairs_of_tasks():
             ]  # fmt: skip
             expected = pytest.approx(sum(pairs) / len(pairs), abs=1e-6) if pairs else None
             assert found["matrix"][i][j] == expected
+
+
+def test_many_variants_count_as_their_games():
+    generator = torch.Generator().manual_seed(0)
+    names = [f"{game}:mode={mode}" for mode in range(MAX_NAMES // 2) for game in ("breakout", "pong")]
+    increments = [{"x": torch.randn(5, generator=generator)} for _ in names]
+    assert cosines(names, increments)["games"] == names
+    more, increments = [*names, "pong"], [*increments, increments[1]]
+    assert cosines(more, increments) == cosines([name.partition(":")[0] for name in more], increments)
 
 
 def test_drift_is_relative_to_where_a_layer_started():

@@ -114,9 +114,7 @@ class RayBackend:
                 yield self._replace_learner(error)
                 continue
             if news:
-                for report in news.reports:
-                    self._hear(report)
-                    yield report
+                yield from self._hear(news.reports)
                 pending = self._work.keys() - news.done
                 if quorum and quorum.decide(pending, news.succeeded):
                     yield from (
@@ -139,14 +137,16 @@ class RayBackend:
     def _work_on(self, task: Task) -> Work:
         return self._work.get(task.place, Work(task))  # a worker may still be at a task that nobody waits for
 
-    def _hear(self, report: TaskReport) -> None:
-        work = self._work_on(report.task)
-        work.segments, work.losses = report.sequence + 1, 0
-        sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
-        self._count(increments=1, **sums)
-        for assignment in self._running.values():
-            if assignment.task == report.task:
-                assignment.heard = time.monotonic()
+    def _hear(self, reports: Sequence[TaskReport]) -> Iterator[TaskReport]:
+        assigned = {assignment.task.place: assignment for assignment in self._running.values()}
+        for report in reports:
+            work = self._work_on(report.task)
+            work.segments, work.losses = report.sequence + 1, 0
+            sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
+            self._count(increments=1, **sums)
+            if report.task.place in assigned:
+                assigned[report.task.place].heard = time.monotonic()
+            yield report
 
     def meta_step(self) -> MetaStep | None:
         try:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from leap_rl.types import Cosines, Tensors
 
+MAX_NAMES = 64  # the products of pairs would take longer than the meta-step, and nobody reads so large a matrix
+
 
 def cosines(games: Sequence[str], totals: Sequence[Tensors]) -> Cosines:
     """Returns the cosines between tasks' meta-gradients, by pairs of games: at +1 they help each other, at −1 they undo
@@ -17,8 +19,10 @@ def cosines(games: Sequence[str], totals: Sequence[Tensors]) -> Cosines:
     ``games`` names each task's game, and ``totals`` has each task's meta-gradient. Where a game has several tasks, the
     mean is taken over all pairs of different tasks: the diagonal then says how much two seeds of one game agree, which
     is the most that two games can. A meta-gradient of norm zero agrees with nothing (0). Only what all tasks have is
-    compared: not a game's own heads.
+    compared: not a game's own heads. Variants of more than ``MAX_NAMES`` kinds count as their game's.
     """
+    if len(set(games)) > MAX_NAMES:
+        games = [game.partition(":")[0] for game in games]
     shared = sorted(set.intersection(*map(set, totals))) if totals else []
     # The mean over pairs of unit vectors is a product of their sums: one product a pair of games, not of tasks.
     names = list(dict.fromkeys(games))

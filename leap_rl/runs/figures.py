@@ -93,23 +93,31 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+MAX_NUMBERED = 24  # games whose heat map has numbers in its cells
+
+
 @styled
 def heat_maps(matrices: Mapping[str, Any]) -> Figure:
-    """Draws cosines between the increments of games, a panel for each of ``matrices`` (name → games, matrix)."""
+    """Draws cosines between the increments of games, a panel for each of ``matrices`` (name → games, matrix). The cells
+    of a large matrix have no numbers, which would be too many to read and slow to draw."""
     num_games = max(len(entry["games"]) for entry in matrices.values())
+    numbered = num_games <= MAX_NUMBERED
     columns = min(3, len(matrices))
-    rows, side = math.ceil(len(matrices) / columns), 1.6 + 0.55 * num_games
+    rows, side = math.ceil(len(matrices) / columns), 1.6 + (0.55 if numbered else 0.16) * num_games
     figure = Figure(figsize=(side * columns + 1.2, side * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, entry) in zip(axes, matrices.items(), strict=False):
         matrix = np.array([[np.nan if value is None else value for value in row] for row in entry["matrix"]])
         image = axis.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-        for (row, column), value in np.ndenumerate(matrix):
+        for (row, column), value in np.ndenumerate(matrix) if numbered else ():
             text = "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
             color = "white" if abs(value) > 0.6 else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-        axis.set_xticks(range(len(entry["games"])), entry["games"], rotation=35, ha="right")
-        axis.set_yticks(range(len(entry["games"])), entry["games"])
+        size = None if numbered else 6
+        axis.set_xticks(
+            range(len(entry["games"])), entry["games"], rotation=35, ha="right", rotation_mode="anchor", fontsize=size
+        )
+        axis.set_yticks(range(len(entry["games"])), entry["games"], fontsize=size)
         axis.set_title(name)
     for axis in axes[len(matrices) :]:
         axis.set_visible(False)
