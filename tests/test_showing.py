@@ -200,8 +200,8 @@ def test_event_files_on_a_disk_that_becomes_full_are_said_once_and_the_rows_are_
 
     def open_and_fill(self, *arguments):
         open_file(self, *arguments)
-        self._file.close()
-        self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115, every write to it fails
+        self._records._writer.close()
+        self._records._writer = open("/dev/full", "wb", buffering=0)  # noqa: SIM115, every write to it fails
 
     monkeypatch.setattr(EventFile, "__init__", open_and_fill)
     said, fingerprint = train(tmp_path)

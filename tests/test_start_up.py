@@ -41,15 +41,13 @@ def test_a_quick_command_does_not_wait_for_heavy_imports(tmp_path, arguments, un
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
-def test_training_does_not_wait_for_what_it_does_not_use(tmp_path):
-    """The import of torch's compiler takes as long as torch's own, and the first object of torch.optim causes it; that
-    of TensorBoard's writers brings the clients of object stores along."""
+def test_training_does_not_wait_for_the_compiler_of_torch(tmp_path):
+    """Its import takes as long as torch's own, and the first object of torch.optim causes it."""
     script = (
         "import sys\n"
         "from leap_rl.cli import main\n"
         f"code = main(['train', {str(write_config(tmp_path, {'meta.steps': 1, 'tasks.held_out': []}))!r}])\n"
-        "heavy = [name for name in ('torch._dynamo', 'boto3', 'tensorboard.util.tensor_util') if name in sys.modules]\n"
-        "raise SystemExit(code or ' '.join(heavy) or None)\n"
+        "raise SystemExit(code or 'torch._dynamo' in sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, env=environment()
