@@ -17,13 +17,23 @@ the learning curves of all evaluations, with a column that names the evaluation.
 
 import argparse
 import csv
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import log
+from math import exp, log
 from pathlib import Path
 from statistics import fmean
+
+from leap_rl.evaluation.analysis import analyse, measures_of
+from leap_rl.evaluation.figures import learning_curves
+from leap_rl.evaluation.markdown import shown
+from leap_rl.evaluation.results import read_curves
+from leap_rl.evaluation.statistics import Estimate, mean_with_interval
+from leap_rl.files.storage import LocalStorage
+from leap_rl.runs.figures import render_png
 
 RUNS, RESULTS = Path("runs/transfer"), Path("docs/transfer")
 CONFIG = "configs/atari.yaml"
@@ -243,13 +253,57 @@ def compare() -> None:
         print(f"{name:25} {arm:13} {fmean(logs.values()):+.2f}   {each}")
 
 
+def summarize(stage: str) -> None:
+    """Prints a table of an evaluation of one initialization and random weights, from a stage's CSV, and draws the
+    learning curves. A ratio over the variants is a geometric mean, with Student's t interval of its logarithm."""
+    with (RESULTS / f"{stage}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = {(row["arm"], row["game"]) for row in rows}
+    arms, games = (list(dict.fromkeys(key[i] for key in sorted(kept, key=natural))) for i in (0, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(RESULTS / f"{stage}.csv", f"{folder}/curves.csv")
+        curves = read_curves(LocalStorage(folder), measures_of({}))
+    ours = next(arm for arm in arms if arm != "random")
+    seeds = {game: sum(curve.game == game and curve.arm == ours for curve in curves) for game in games}
+    description = {"arms": [{"name": "random"}, {"name": ours}], "games": games, "num_seeds": max(seeds.values())}
+    analysis = analyse(description, curves)
+    print(f"| test variant | seeds | random | {ours} | × | last tenth: random | {ours} | × | speed-up |")
+    print("|---|" + "--:|" * 8)
+    ratios: dict[str, list[float]] = {"mean return": [], "last tenth": [], "speed-up": []}
+    for game in games:
+        theirs, result = analysis.results["random", game], analysis.results[ours, game]
+        pairs = (theirs.area.value, result.area.value), (theirs.final.value, result.final.value)
+        cells = [text for a, b in pairs for text in (f"{a:.1f}", f"{b:.1f}", f"{b / a:.1f}")]
+        print(f"| {game} | {result.num_seeds} | {' | '.join(cells)} | {shown(result.speedup)} |")
+        for name, value in zip(ratios, (pairs[0][1] / pairs[0][0], pairs[1][1] / pairs[1][0],
+                                        result.speedup and result.speedup.value), strict=True):  # fmt: skip
+            if value:
+                ratios[name].append(value)
+    for name, values in ratios.items():
+        logs = mean_with_interval([log(value) for value in values])
+        over = Estimate(*(None if x is None else exp(x) for x in logs))  # type: ignore[arg-type]
+        print(f"{name}: {shown(over, 1)} times over {len(values)} variants")
+    (RESULTS / "learning_curves.png").write_bytes(render_png(learning_curves(analysis)))
+
+
+def natural(key: tuple[str, str]) -> tuple[str, str, int]:
+    """Returns a key that sorts variants by their mode."""
+    arm, game = key
+    name, _, mode = game.partition(":mode=")
+    return arm, name, int(mode or 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "compare"])
+    parser.add_argument("--table", action="store_true", help="run nothing; print the stage's table from its CSV")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side; each takes one core")
     arguments = parser.parse_args()
     if arguments.stage == "compare":
         compare()
+        return
+    if arguments.table:
+        summarize(arguments.stage)
         return
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
