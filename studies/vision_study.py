@@ -198,14 +198,14 @@ def report(options: argparse.Namespace) -> None:
         mine = [row for row in rows if (row.rule, row.alphabets) == (name, number)]
         values = [row.area for row in mine], [row.held_out_accuracy for row in mine]
         groups[name, number] = tuple(mean_with_interval(value) for value in values)
-        shown = " | ".join(_shown(estimate) for estimate in groups[name, number])
-        lines.append(f"| {name} | {number or '–'} | {shown} | {len(mine)} |")
+        cells = " | ".join(shown(estimate) for estimate in groups[name, number])
+        lines.append(f"| {name} | {number or '–'} | {cells} | {len(mine)} |")
     (out / "results.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     _draw(groups, out)
 
 
-def _shown(estimate: Estimate) -> str:
+def shown(estimate: Estimate) -> str:
     interval = "" if estimate.low is None else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
     return f"{estimate.value:.3f}{interval}"
 
