@@ -50,18 +50,15 @@ def expected(tmp_path_factory):
     return json.loads(done.stdout)["fingerprint"]
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
+def test_workers_import_nothing_from_the_current_directory(tmp_path, expected):
+    elsewhere = tmp_path / "elsewhere"
+    for file in (
         "leap_rl/__init__.py",  # another checkout, which fails as it is imported
         "random.py",  # a script of the user's, by the name of a module that Ray and torch import
         "ale_py/__init__.py",  # a checkout of a dependency
-    ],
-)
-def test_workers_import_nothing_from_the_current_directory(tmp_path, expected, file):
-    elsewhere = tmp_path / "elsewhere"
-    (elsewhere / file).parent.mkdir(parents=True)
-    (elsewhere / file).write_text(BROKEN)
+    ):
+        (elsewhere / file).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / file).write_text(BROKEN)
     done = train_in(elsewhere, write_config(tmp_path, SHORT), "backend=ray")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fingerprint"] == expected
