@@ -160,7 +160,6 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(tmp_path, undisturb
     command = ["train", write_config(tmp_path), "backend=ray", "--json"]
     with held(tmp_path, *command, meta_step=1, step=7) as (driver, steps):
         wait_for(lambda: in_mid_task(run), driver)
-        assert not any("monitor.py" in title for title in session(driver.pid).values()), "nobody needs Ray's monitors"
         kill_workers(driver)
         steps.let_go()
         assert driver.wait(timeout=600) == 0, (tmp_path / "stderr").read_text()

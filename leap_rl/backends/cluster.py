@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import ray
-from ray._private import parameter
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import actors
 from ray.exceptions import RayError, RayTaskError
@@ -42,15 +40,6 @@ class _DriversPath(JobConfig):  # type: ignore[misc]
     def _runtime_env_has_working_dir(self) -> bool:
         """Returns True, which keeps Ray from adding folders of its own."""
         return True
-
-
-class _FewerProcesses(parameter.RayParams):  # type: ignore[misc]
-    """Leaves out what a cluster of our own has no use for: the autoscaler's monitor, and a monitor that hands the
-    actors' output to drivers. Ray has no option for this; a Ray that does not know these names starts both."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.no_monitor, self.include_log_monitor = True, False
 
 
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -211,11 +200,10 @@ def _start(num_cpus: int, asked_by: str) -> None:
     folder = private_folder() / "ray"  # Ray opens this folder to everybody; its parent stays closed
     for attempt in range(2):
         try:
-            with patch.object(parameter, "RayParams", _FewerProcesses):
-                ray.init(
-                    "local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=str(folder),
-                    job_config=_DriversPath(), **QUIET,
-                )  # fmt: skip
+            ray.init(
+                "local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=str(folder), job_config=_DriversPath(),
+                **QUIET,
+            )  # fmt: skip
             return
         except Exception as error:  # Ray raises bare Exceptions
             ray.shutdown()
