@@ -168,7 +168,7 @@ def describe_costs(config: Config, found: Costs, trials: Mapping[str, Trial], ho
     lines = [
         f"{found.meta_steps:,} meta-steps, {found.tasks:,} tasks, {found.agent_steps:,} {measures.step}, "
         f"{found.frames:,} {measures.frame}",
-        f"time      {duration(3600 * found.hours)} with {workers} on this machine; {found.core_hours:,.1f} core-hours",
+        f"time      {duration(3600 * found.hours)} with {workers} on this machine; {found.core_hours:,.2f} core-hours",
         f"memory    {found.worker_bytes / 1e6:,.0f} MB a worker for its tensors and emulators, besides Python's",
         f"disk      {found.disk_bytes / 1e6:,.0f} MB at most",
         f"streamed  {found.streamed_bytes / 1e6:,.0f} MB to the learner",
