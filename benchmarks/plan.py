@@ -3,7 +3,7 @@
     python -m benchmarks.plan                   runs of about a minute: serial, and Ray with two workers
     python -m benchmarks.plan CONFIG key=value  another one
 
-On a machine that does nothing else. The run is below a temporary folder.
+Both are meant for a machine that does nothing else. The run is in a temporary folder.
 """
 
 import json

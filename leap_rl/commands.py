@@ -101,7 +101,7 @@ def list_presets(options: argparse.Namespace) -> int:
     rows = []
     for preset in presets():
         config = load_config(preset.path)
-        steps = config.meta.steps * config.meta.batch_size * config.task.agent_steps
+        steps = config.meta.steps * config.meta.batch_size * config.task_steps
         rows.append({"name": preset.name, "steps": steps, "unit": process_of(config).measures.step,
                      "summary": preset.summary, "path": str(preset.path)})  # fmt: skip
     if options.json:

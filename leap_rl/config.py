@@ -107,7 +107,7 @@ class StreamConfig(Section):
 class FaultsConfig(Section):
     min_tasks: Annotated[PositiveInt, Field(description="of a meta-batch that must not fail, or the run stops")] = 1
     quorum: Annotated[
-        PositiveInt | None, Field(description="of a synchronous meta-batch: enough to leave out who is late; null: all")
+        PositiveInt | None, Field(description="tasks that must succeed before late ones are left out; null: none is")
     ] = None
     grace_seconds: Annotated[
         float, Field(ge=0, le=1e7, allow_inf_nan=False, description="for the others, once the quorum is there")
@@ -159,6 +159,11 @@ class Config(Section):
     def num_updates(self) -> int:
         """Gradient steps a task, rounded up to whole ones."""
         return -(-self.task.agent_steps // self.update_steps)
+
+    @property
+    def task_steps(self) -> int:
+        """Returns the agent steps of a task, as they are counted."""
+        return self.task.agent_steps
 
     @property
     def num_legs(self) -> int:

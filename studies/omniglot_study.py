@@ -44,7 +44,7 @@ ARMS = {
     "none": ["meta.rule=none", "meta.metric=energy", "meta.steps=1", "meta.batch_size=1"],
 }  # fmt: skip
 STEPS = 100  # gradient steps of a task in an evaluation
-RESULT = "result.json"
+RESULT, KEYS = "result.json", "keys.json"
 
 
 def keys_of(arm: str, size: int, seed: int, options: argparse.Namespace) -> list[str]:
@@ -58,15 +58,19 @@ def keys_of(arm: str, size: int, seed: int, options: argparse.Namespace) -> list
 def run_one(arm: str, size: int, seed: int, options: argparse.Namespace) -> None:
     """Trains and evaluates an arm with a seed, from wherever that stands."""
     folder = Path(options.out) / f"seed{seed}" / f"{arm}-{size}"
-    if (folder / RESULT).exists():
-        return
     keys, run = keys_of(arm, size, seed, options), str(folder / "run")
+    asked = json.dumps([*keys, options.validation])
+    if (folder / RESULT).exists():
+        if (folder / KEYS).read_text() != asked:
+            raise SystemExit(f"{folder}: is the result of other keys; choose another --out")
+        return
     leap_rl("train", CONFIG, *keys, f"run.dir={run}", "--json")
     print(f"{folder}: trained", flush=True)
     games = parse_tasks(load_config(CONFIG, keys), "validation")[:10] if options.validation else []
     where = ["--out", str(folder / "evaluation"), *(["--games", *games] if games else [])]
     evaluation = ["backend=serial", f"alphabets.source={options.source}", "--seeds", "1", "--agent-steps", str(STEPS)]
     text = leap_rl("evaluate", run, *evaluation, *where, "--json")
+    (folder / KEYS).write_text(asked)
     (folder / "new").write_text(text)
     (folder / "new").rename(folder / RESULT)
     print(f"{folder}: evaluated", flush=True)

@@ -258,6 +258,8 @@ def summarize(stage: str) -> None:
     learning curves. A ratio over the variants is a geometric mean, with Student's t interval of its logarithm."""
     with (RESULTS / f"{stage}.csv").open() as file:
         rows = list(csv.DictReader(file))
+    if len({row["evaluation"] for row in rows}) > 1:
+        raise SystemExit(f"{stage} has several evaluations: see `compare`")
     kept = {(row["arm"], row["game"]) for row in rows}
     arms, games = (list(dict.fromkeys(key[i] for key in sorted(kept, key=natural))) for i in (0, 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -277,13 +279,13 @@ def summarize(stage: str) -> None:
         print(f"| {game} | {result.num_seeds} | {' | '.join(cells)} | {shown(result.speedup)} |")
         for name, value in zip(ratios, (pairs[0][1] / pairs[0][0], pairs[1][1] / pairs[1][0],
                                         result.speedup and result.speedup.value), strict=True):  # fmt: skip
-            if value:
+            if value is not None:
                 ratios[name].append(value)
     for name, values in ratios.items():
         logs = mean_with_interval([log(value) for value in values])
         over = Estimate(*(None if x is None else exp(x) for x in logs))  # type: ignore[arg-type]
         print(f"{name}: {shown(over, 1)} times over {len(values)} variants")
-    (RESULTS / "learning_curves.png").write_bytes(render_png(learning_curves(analysis)))
+    (RESULTS / f"{stage}.png").write_bytes(render_png(learning_curves(analysis)))
 
 
 def natural(key: tuple[str, str]) -> tuple[str, str, int]:
@@ -296,7 +298,9 @@ def natural(key: tuple[str, str]) -> tuple[str, str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "compare"])
-    parser.add_argument("--table", action="store_true", help="run nothing; print the stage's table from its CSV")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing: from the stage's CSV, print its table and draw STAGE.png"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side; each takes one core")
     arguments = parser.parse_args()
     if arguments.stage == "compare":

@@ -130,6 +130,11 @@ def test_what_is_printed_of_evaluations(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"b  {b}: 3 game(s), 2 seed(s), arms random, leap" in said
     assert "arms: the same" in said
+    for folder, key in ((a, "loss_weight"), (b, "use_loss")):  # one of a version that had another key
+        (folder / "config.yaml").write_text(f"meta: {{{key}: 1}}\n")
+    assert main(["diff", str(a), str(evaluation(tmp_path / "c", arms=("random", "leap", "ceiling")))]) == 0
+    assert "  ceiling: only in b" in capsys.readouterr().out
+    assert diff(capsys, a, b)["config"] == {"meta.loss_weight": [1, None], "meta.use_loss": [None, 1]}
     [line] = [line for line in said.splitlines() if line.startswith("  leap    breakout ")]
     assert "2 seed(s)" in line
     assert " → " in line

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,19 @@ def test_who_is_not_done_when_the_grace_is_over_is_late(config, clock):
     assert quorum.late == {(4, 1)}
 
 
+def test_a_new_learner_that_has_nothing_yet_makes_nobody_late(config, clock):
+    quorum = Quorum(config, 4, clock)
+    two = {(4, 0), (4, 2)}
+    quorum.decide(PLACES - two, two)
+    clock.now = 50.0
+    assert not quorum.decide(PLACES, set()), "the learner was lost in the meantime"
+    clock.now = 60.0
+    assert not quorum.decide(PLACES - two, two), "the grace begins anew"
+    clock.now = 70.0
+    assert quorum.decide(PLACES - two, two)
+    assert quorum.late == {(4, 1)}
+
+
 def test_failed_tasks_do_not_count(config, clock):
     quorum = Quorum(config, 4, clock)
     assert not quorum.decide({(4, 2)}, {(4, 0)})
@@ -67,12 +81,17 @@ def test_a_decision_holds_after_a_resume_even_that_nobody_was_late(config, clock
 
 
 def test_a_damaged_record_is_one_line(config, clock):
-    file = f"{config.run.dir}/{FILE}"
-    with open(file, "w") as damaged:
-        damaged.write('{"slots": {"4": [-1]}}')
+    file = Path(config.run.dir, FILE)
+    file.write_text('{"slots": {"4": [-1]}}')
     with pytest.raises(BadInputError) as error:
         Quorum(config, 4, clock)
     assert str(error.value).startswith(f"{file}: slots.4.0: ")
+
+
+def test_a_record_of_a_slot_that_there_is_not_is_one_line(config):
+    Path(config.run.dir, FILE).write_text('{"slots": {"4": [3]}}')
+    with pytest.raises(BadInputError, match=r"slots must be below meta.batch_size = 3$"):
+        Quorum(config, 4)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +125,7 @@ def test_a_run_that_goes_on_elsewhere_leaves_out_the_same_tasks(tmp_path):
     )
     done = cli("train", config, "backend=ray", "workers.count=1")
     assert done.returncode == 0, done.stderr
-    assert "left out: not done 0 s (faults.grace_seconds) after 2 tasks (faults.quorum)" in done.stderr
+    assert "left out: not done 0 s (faults.grace_seconds) after 2 tasks had succeeded (faults.quorum)" in done.stderr
     run = tmp_path / "run"
     recorded, before = left_out(run), describe(run)
     assert [len(slots) for slots in recorded.values()] == [1, 1, 1], "one worker: the third has just begun"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from leap_rl.meta.probes import MAX_NAMES, cosines, drift_by_layer
+from leap_rl.meta.probes import MAX_NAMES, by_game, cosines, drift_by_layer
 from tests.test_evaluation import COLUMNS, NAN, curve, describe, refused, simulated
 
 # Probes
@@ -47,12 +47,11 @@ def test_cosines_are_the_means_over_all_pairs_of_tasks():
 
 
 def test_many_variants_count_as_their_games():
-    generator = torch.Generator().manual_seed(0)
     names = [f"{game}:mode={mode}" for mode in range(MAX_NAMES // 2) for game in ("breakout", "pong")]
-    increments = [{"x": torch.randn(5, generator=generator)} for _ in names]
-    assert cosines(names, increments)["games"] == names
-    more, increments = [*names, "pong"], [*increments, increments[1]]
-    assert cosines(more, increments) == cosines([name.partition(":")[0] for name in more], increments)
+    assert by_game(names) == names
+    assert by_game([*names, "pong"]) == ["breakout", "pong"] * (MAX_NAMES // 2) + ["pong"]
+    alone = [f"cartpole:length={i}" for i in range(MAX_NAMES + 1)]
+    assert by_game(alone) == alone, "one game has no pair of games to compare"
 
 
 def test_drift_is_relative_to_where_a_layer_started():

@@ -37,7 +37,18 @@ from leap_rl.meta.collector import Collector
 from leap_rl.meta.sampling import longest_first
 from leap_rl.processes import process_of
 from leap_rl.runs.quorum import Quorum
-from leap_rl.types import Broadcast, Fault, LeapRLError, MetaStep, Notice, Place, Task, TaskError, TaskReport
+from leap_rl.types import (
+    Broadcast,
+    Fault,
+    LeapRLError,
+    MetaStep,
+    Notice,
+    Place,
+    StorageError,
+    Task,
+    TaskError,
+    TaskReport,
+)
 
 POLL_SECONDS = 1.0  # time between polls of the learner while tasks run
 NOTICE_SECONDS = 60.0  # time without progress before a notice is yielded
@@ -98,13 +109,14 @@ class RayBackend:
         self._given, self._make_collector = ray.put(given), collector
         self._waiting.extend(longest_first([task for task in tasks if task.place not in self._work], self._cost))
         self._work = {task.place: self._work.get(task.place, Work(task)) for task in tasks}
+        self._waiting = deque(task for task in self._waiting if task.place in self._work)
         if self._learner is None:
             self._start_learner()
         self._last_progress = time.monotonic()
         while True:
             own_node()
-            if quorum and quorum.late:
-                self._leave_out(quorum.late, quorum.reason)
+            if quorum:
+                yield from self._leave_out(quorum)
             self._hire()
             self._assign()
             yield from self._collect()
@@ -115,12 +127,8 @@ class RayBackend:
                 continue
             if news:
                 yield from self._hear(news.reports)
-                pending = self._work.keys() - news.done
-                if quorum and quorum.decide(pending, news.succeeded):
-                    yield from (
-                        Fault(self._work[place].task, f"{self._work[place].task}: left out: {quorum.reason}")
-                        for place in sorted(pending)
-                    )
+                if quorum and quorum.decide(self._work.keys() - news.done, news.succeeded):
+                    yield from self._leave_out(quorum)
                 if news.batch is not None:
                     self._batch = news.batch
                     return
@@ -128,10 +136,15 @@ class RayBackend:
                 yield from self._watch(news.places)
             yield from self._say_what_is_missing(news)
 
-    def _leave_out(self, late: set[Place], reason: str) -> None:
-        """Drops late tasks. It is said to each learner before it is asked for news, since one may be new."""
-        for place in late:
-            self._learner.drop.remote(self._work[place].task, reason)
+    def _leave_out(self, quorum: Quorum) -> Iterator[Fault]:
+        """Drops the tasks that are late. The learner is told before it is asked for news: it may be a new one."""
+        late = quorum.late or set()
+        for place in sorted(late):
+            work = self._work[place]
+            self._learner.drop.remote(work.task, quorum.reason)
+            if not work.left_out:
+                work.left_out = True
+                yield Fault(work.task, f"{work.task}: left out: {quorum.reason}")
         self._waiting = deque(task for task in self._waiting if task.place not in late)
 
     def _work_on(self, task: Task) -> Work:
@@ -141,6 +154,8 @@ class RayBackend:
         assigned = {assignment.task.place: assignment for assignment in self._running.values()}
         for report in reports:
             work = self._work_on(report.task)
+            if work.left_out:
+                continue
             work.segments, work.losses = report.sequence + 1, 0
             sums = {name: report.segment[name] for name in ("agent_steps", "increment_bytes")}
             self._count(increments=1, **sums)
@@ -228,9 +243,15 @@ class RayBackend:
     def _collect_task(self, done: Any) -> Iterator[Fault]:
         assignment = self._running.pop(done)
         worker, task, work = assignment.worker, assignment.task, self._work_on(assignment.task)
+        left_out = task.place not in self._work  # of an earlier meta-step: its files may be gone while it is saved
         try:
             self._ask(done)
-        except TaskError as error:
+        except (TaskError, StorageError) as error:
+            if left_out:
+                self._idle.append(worker)
+                return
+            if isinstance(error, StorageError):
+                raise
             self._idle.append(worker)
             work.errors += 1
             again, fault = after_error(task, error, work.errors)
@@ -240,7 +261,8 @@ class RayBackend:
                 self._learner.drop.remote(task, str(error))
             yield fault
         except LostError as error:
-            self._waiting.appendleft(task)
+            if not left_out:
+                self._waiting.appendleft(task)
             if error.alive:
                 self._idle.append(worker)
                 return
@@ -250,6 +272,8 @@ class RayBackend:
             # Idle workers may have been lost with it, so each must answer again.
             self._starting |= {idle.ready.remote(): StartingWorker(idle) for idle in self._idle}
             self._idle = []
+            if left_out:
+                return
             work.losses += 1
             if work.losses == MAX_LOSSES:
                 raise LeapRLError(

@@ -59,17 +59,17 @@ class SerialBackend:
                 else:
                     self._collector.drop(task, str(error))
                 yield fault
+                yield from self._leave_out(self._collector, tasks, quorum)
 
     def _leave_out(self, collector: Collector, tasks: Sequence[Task], quorum: Quorum | None) -> Iterator[Fault]:
         if quorum is None:
             return
         pending = [task for task in tasks if task.place not in collector.done()]
-        decided = quorum.decide([task.place for task in pending], collector.succeeded())
+        quorum.decide([task.place for task in pending], collector.succeeded())
         for task in pending:
             if task.place in (quorum.late or ()):
                 collector.drop(task, quorum.reason)
-                if decided:
-                    yield Fault(task, f"{task}: left out: {quorum.reason}")
+                yield Fault(task, f"{task}: left out: {quorum.reason}")
         self._waiting = deque(task for task in self._waiting if task.place not in collector.done())
 
     def _train(self, collector: Collector, task: Task, given: Broadcast) -> Iterator[TaskReport]:

@@ -50,4 +50,5 @@ class Work:
     segments: int = 0  # number of segments that were reported
     attempts: int = 0  # number of workers it was given to
     errors: int = 0  # number of errors that the task itself has raised
+    left_out: bool = False  # late (see quorum.py)
     losses: int = 0  # number of workers lost since its last segment; MAX_LOSSES stop the run

@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from leap_rl.config import Config
+from leap_rl.config import flatten
 from leap_rl.evaluation.analysis import measures_of
 from leap_rl.evaluation.evaluate import read_description
 from leap_rl.evaluation.markdown import shown
 from leap_rl.evaluation.results import Curve, read_curves
 from leap_rl.evaluation.statistics import Estimate, paired_difference
-from leap_rl.files.storage import Storage, open_storage
+from leap_rl.files.storage import MAX_TEXT, Storage, open_storage
 from leap_rl.files.text import printable
-from leap_rl.runs.diff import describe_keys, differing, flat_keys
-from leap_rl.runs.run_files import CONFIG, EVALUATION, read_config, read_versions
+from leap_rl.files.yaml_files import parse_yaml
+from leap_rl.runs.diff import describe_keys, differing
+from leap_rl.runs.run_files import CONFIG, EVALUATION, read_versions
 from leap_rl.types import BadInputError
 
 SCORES = {"mean": "area", "final": "final_score"}  # over a whole task, and at its end
@@ -43,7 +44,7 @@ def diff_evaluations(a: str, b: str) -> dict[str, Any]:
             {"games": len(each["games"]), "num_seeds": each["num_seeds"], "arms": [arm["name"] for arm in each["arms"]]}
             for each in descriptions
         ],
-        "config": differing(*(flat_keys(_config(storage)) for storage in storages)),
+        "config": differing(*(_keys(storage) for storage in storages)),
         "versions": differing(*(read_versions(storage) for storage in storages)),
         "arms": differing(*({arm["name"]: arm["fingerprint"] for arm in each["arms"]} for each in descriptions)),
         "score": measures[0].score_text,
@@ -51,8 +52,18 @@ def diff_evaluations(a: str, b: str) -> dict[str, Any]:
     }
 
 
-def _config(storage: Storage) -> Config | None:
-    return read_config(storage) if CONFIG in storage.names() else None
+def _keys(storage: Storage) -> dict[str, Any]:
+    """Returns the keys of an evaluation's configuration as they are written: those of another version may differ."""
+    if CONFIG not in storage.names():
+        return {}
+    where = f"{storage.url}/{CONFIG}"
+    try:
+        tree = parse_yaml(storage.read(CONFIG, MAX_TEXT).decode(), where)
+    except UnicodeDecodeError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise BadInputError(f"{where}: cannot be read: not a run's configuration")
+    return dict(flatten(tree))
 
 
 def compare_scores(a: list[Curve], b: list[Curve]) -> list[dict[str, Any]]:
@@ -82,10 +93,11 @@ def describe_evaluations(found: Mapping[str, Any]) -> str:
         for label, source, each in zip("ab", found["sources"], found["evaluations"], strict=True)
     ]
     lines += describe_keys(found)
-    lines += ["", f"arms: {'differ by the fingerprint of their initialization' if found['arms'] else 'the same'}"]
-    lines += [
-        f"  {name}: {' → '.join((print_ or '–')[:12] for print_ in prints)}" for name, prints in found["arms"].items()
-    ]
+    lines += ["", f"arms: {'differ' if found['arms'] else 'the same'}"]
+    for name, prints in found["arms"].items():
+        only = [label for label, print_ in zip("ab", prints, strict=True) if print_ is not None]
+        other = " → ".join((print_ or "")[:12] for print_ in prints)
+        lines.append(f"  {name}: {f'initialization {other}' if len(only) == 2 else f'only in {only[0]}'}")
     if not found["scores"]:
         return printable(
             "\n".join([*lines, "", "scores: no arm has finished the same game with the same seed in both"])

@@ -43,7 +43,7 @@ def _facts(config: Config, meta_step: int, progress: dict[str, Any]) -> Iterator
     measures = process.measures
     yield from process.facts(config)
     yield "meta-steps", f"{meta_step} of {config.meta.batch_size} tasks"
-    yield "a task", f"{config.task.agent_steps:,} {measures.step} of {config.process}"
+    yield "a task", f"{config.task_steps:,} {measures.step} of {config.process}"
     yield "in all", f"{progress['agent_steps']:,} {measures.step}, {progress['frames']:,} {measures.frame}"
     yield "rule", f"{config.meta.rule}, metric {config.meta.metric}, {config.meta.optimizer}, lr {config.meta.lr:g}"
 

@@ -8,7 +8,7 @@ import torch
 
 from leap_rl.config import MetaConfig
 from leap_rl.meta.collector import Collector
-from leap_rl.meta.probes import cosines
+from leap_rl.meta.probes import by_game, cosines
 from leap_rl.meta.schedule import due, next_batch
 from leap_rl.meta.step import meta_step
 from leap_rl.tensors import copied, distance
@@ -70,7 +70,7 @@ class MetaLearner(Collector):
             staleness=tuple(number - ledger.version for ledger in ledgers),
             duplicates=self._duplicates,
             stale=self._stale,
-            cosines=cosines([ledger.task.name for ledger in ledgers], totals),
+            cosines=cosines(by_game([ledger.task.name for ledger in ledgers]), totals),
             compression_error=residual_norm / max(made.mean_norm, TINY),
             checkpoint=_copied(self.checkpoint),
         )

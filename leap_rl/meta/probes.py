@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leap_rl.types import Cosines, Tensors
 
-MAX_NAMES = 64  # the products of pairs would take longer than the meta-step, and nobody reads so large a matrix
+MAX_NAMES = 64  # of a matrix of cosines: more pairs would take longer than the rest of a meta-step
 
 
 def cosines(games: Sequence[str], totals: Sequence[Tensors]) -> Cosines:
@@ -19,10 +19,8 @@ def cosines(games: Sequence[str], totals: Sequence[Tensors]) -> Cosines:
     ``games`` names each task's game, and ``totals`` has each task's meta-gradient. Where a game has several tasks, the
     mean is taken over all pairs of different tasks: the diagonal then says how much two seeds of one game agree, which
     is the most that two games can. A meta-gradient of norm zero agrees with nothing (0). Only what all tasks have is
-    compared: not a game's own heads. Variants of more than ``MAX_NAMES`` kinds count as their game's.
+    compared: not a game's own heads.
     """
-    if len(set(games)) > MAX_NAMES:
-        games = [game.partition(":")[0] for game in games]
     shared = sorted(set.intersection(*map(set, totals))) if totals else []
     # The mean over pairs of unit vectors is a product of their sums: one product a pair of games, not of tasks.
     names = list(dict.fromkeys(games))
@@ -44,6 +42,13 @@ def cosines(games: Sequence[str], totals: Sequence[Tensors]) -> Cosines:
 
     matrix = [[mean(row, column) for column in names] for row in names]
     return {"games": names, "matrix": matrix}
+
+
+def by_game(names: Sequence[str]) -> Sequence[str]:
+    """Returns the names of tasks for :func:`cosines`: where there are more than MAX_NAMES, of several games, each
+    variant's is its game's."""
+    games = [name.partition(":")[0] for name in names]
+    return games if len(set(names)) > MAX_NAMES and len(set(games)) > 1 else names
 
 
 def mean_cosine(found: Cosines) -> float | None:

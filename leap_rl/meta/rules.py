@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from leap_rl.config import PathConfig
-from leap_rl.leap import LossDifference, PathAccumulator
+from leap_rl.leap import PathAccumulator
 from leap_rl.types import Tensors
 
 HEADS = "heads/"  # prefix of the heads of one game in an initialization: heads/pong/policy.weight
@@ -30,8 +30,7 @@ def make_path(config: PathConfig) -> PathAccumulator:
     alone is up to the process (``Config.carries_out``)."""
     match config.rule:
         case "leap":
-            difference: LossDifference = "paired" if config.loss_difference == "paired" else "successive"
-            return PathAccumulator(config.metric, config.use_loss, config.stabilizer, difference)
+            return PathAccumulator(config.metric, config.use_loss, config.stabilizer, config.loss_difference)
         case "reptile" | "joint":
             return PathAccumulator("energy", use_loss=False)
         case "fomaml":

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from leap_rl.config import Config, flatten
+from leap_rl.config import flatten
 from leap_rl.files.text import printable
 from leap_rl.runs.run_files import fingerprint, read_metrics
-from leap_rl.runs.sources import read_source
+from leap_rl.runs.sources import Source, read_source
 from leap_rl.types import Tensors
 
 CURVES = ("path_length", "energy")
@@ -35,7 +35,7 @@ def diff(a: str, b: str) -> dict[str, Any]:
         "sources": [a, b],
         "meta_steps": [source.meta_step for source in sources],
         "fingerprints": [fingerprint(values) for values in tensors],
-        "config": differing(*(flat_keys(source.config) for source in sources)),
+        "config": differing(*(_keys(source) for source in sources)),
         "versions": differing(*(source.versions for source in sources)),
         "layers": [layer._asdict() for layer in compare(*tensors)],
         "curves": _curves(a, b),
@@ -63,9 +63,8 @@ def compare(a: Tensors, b: Tensors) -> list[Layer]:
     return layers
 
 
-def flat_keys(config: Config | None) -> dict[str, Any]:
-    """Returns the keys of a configuration and their values, "meta.lr" → 0.1; nothing for None."""
-    return dict(flatten(config.model_dump())) if config else {}
+def _keys(source: Source) -> dict[str, Any]:
+    return dict(flatten(source.config.model_dump())) if source.config else {}
 
 
 def _curves(a: str, b: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Monitor:
         is void. Tasks are rounded up to whole updates; points of committed tasks lie below their step."""
         if series == META:
             return self._first_meta_step
-        return self._first_drawn * self._config.task.agent_steps + self._config.update_steps
+        return self._first_drawn * self._config.task_steps + self._config.update_steps
 
     def start(self, checkpoint: Checkpoint, progress: Progress, notes: Sequence[str]) -> None:
         """Prints where the run begins, after the lines of ``notes`` about the state that it continues from."""
@@ -170,7 +170,7 @@ class Monitor:
         """Logs and shows one more segment of a task."""
         kinds = [*(["segment"] if self._config.log.segments else []), *(["task"] if report.done else [])]
         rows = [task_row(kind, report, self._measures) for kind in kinds]
-        self._log(rows, list(task_points(report, self._measures, self._config.task.agent_steps)))
+        self._log(rows, list(task_points(report, self._measures, self._config.task_steps)))
         self._each(lambda sink: sink.progress(report))
 
     def log_fault(self, fault: Fault, meta_step: int) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 
 from leap_rl.config import Config
 from leap_rl.files.schemas import Count, FileSchema, parse_json
-from leap_rl.files.storage import MAX_TEXT, open_storage
-from leap_rl.types import Place
+from leap_rl.files.storage import open_storage
+from leap_rl.types import BadInputError, Place
 
 FILE = "left_out.json"
 
@@ -32,8 +32,10 @@ class Quorum:
         self._since: float | None = None  # when the quorum was there
         self._decided: dict[int, list[int]] = {}
         if FILE in self._storage.names():
-            data = self._storage.read(FILE, MAX_TEXT)
-            self._decided = parse_json(LeftOut, data, f"{self._storage.url}/{FILE}").slots
+            where = f"{self._storage.url}/{FILE}"
+            self._decided = parse_json(LeftOut, self._storage.read(FILE), where).slots
+            if any(slot >= config.meta.batch_size for slots in self._decided.values() for slot in slots):
+                raise BadInputError(f"{where}: slots must be below meta.batch_size = {config.meta.batch_size}")
         slots = self._decided.get(meta_step)
         self.late: set[Place] | None = None if slots is None else {(meta_step, slot) for slot in slots}
 
@@ -41,17 +43,19 @@ class Quorum:
     def reason(self) -> str:
         """Returns why the late tasks are left out."""
         return (
-            f"not done {self._faults.grace_seconds:g} s (faults.grace_seconds) after {self._faults.quorum} tasks "
-            "(faults.quorum)"
+            f"not done {self._faults.grace_seconds:g} s (faults.grace_seconds) after {self._faults.quorum} tasks had "
+            "succeeded (faults.quorum)"
         )
 
     def decide(self, pending: Collection[Place], succeeded: Collection[Place]) -> bool:
         """Decides if it is time to, given the tasks that are not done and those that have succeeded; returns whether it
-        did so now. Until all late tasks are dropped the caller asks :attr:`late` for them, again after a loss."""
+        did so now. The caller drops the tasks in :attr:`late`, again where the learner was lost."""
         assert self._faults.quorum is not None, "there is a quorum only where faults.quorum says so"
         if self.late is not None:
             return False
-        if self._since is None and len(succeeded) >= self._faults.quorum:
+        if len(succeeded) < self._faults.quorum:
+            self._since = None  # also where a new learner does not have yet what the lost one had
+        elif self._since is None:
             self._since = self._clock()
         if pending and (self._since is None or self._clock() - self._since < self._faults.grace_seconds):
             return False

@@ -54,7 +54,7 @@ class Tracker(Sink):
         given = self._given
         after = Checkpoint(given.meta_step, {}, {}, tuple(given.unfinished))
         rows = self._run.committed_rows(checkpoint, after)
-        charts = [charts_of(row, self._measures, self._config.task.agent_steps) for row in rows]
+        charts = [charts_of(row, self._measures, self._config.task_steps) for row in rows]
         if charts:
             self.send(charts, given.rows)
         self._given = Position(

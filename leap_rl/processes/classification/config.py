@@ -28,7 +28,10 @@ class AlphabetsConfig(Section):
         Field(description="of a batch's drawings; permutation: each drawing once before any comes again"),
     ] = "with_replacement"
     per_task: Annotated[
-        PositiveInt, Field(description="alphabets a task trains on, their batches shuffled; above 1: of rule joint")
+        PositiveInt,
+        Field(
+            le=1000, description="alphabets a task trains on, their batches shuffled; above 1 needs meta.rule = joint"
+        ),
     ] = 1
     checksum: Annotated[
         str | None, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of all drawings; null: of what is found")
@@ -59,6 +62,11 @@ class ClassificationConfig(Config):
     def num_updates(self) -> int:
         """Gradient steps a task: ``task.agent_steps`` on each of its alphabets."""
         return self.task.agent_steps * self.alphabets.per_task
+
+    @property
+    def task_steps(self) -> int:
+        """Returns the gradient steps of a task."""
+        return self.num_updates
 
     def check(self) -> None:
         """Raises ValueError, one line, where keys do not go together."""

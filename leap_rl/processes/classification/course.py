@@ -13,7 +13,7 @@ from leap_rl.types import Task
 
 
 class Course(NamedTuple):
-    """Is an alphabet as a task trains on it."""
+    """Describes an alphabet as a task trains on it."""
 
     alphabet: str
     problem: Problem
@@ -29,8 +29,8 @@ class Course(NamedTuple):
 
 
 def courses_of(config: ClassificationConfig, task: Task) -> list[Course]:
-    """Returns the alphabets of a task, its own first: different ones, or where there are fewer all of them, and then
-    all of them again."""
+    """Returns the ``alphabets.per_task`` alphabets of a task, its own first. All are different; where that is more than
+    there are, they repeat in the same order."""
     count, names = config.alphabets.per_task, [task.name]
     if count > 1:
         others = [name for name in split(config.alphabets).training if name != task.name]

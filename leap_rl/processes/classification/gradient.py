@@ -1,4 +1,4 @@
-"""The gradient of a batch's loss, written out by hand: what autograd makes of ``network.logits``, without a graph.
+"""Computes the gradient of a batch's loss by hand: what autograd makes of ``network.logits``, without a graph.
 
 All parameters are one vector, in which the weights of convolutions lie as channels-last has them, so that none is
 rearranged on its way into a convolution or back.
