@@ -34,7 +34,7 @@ from leap_rl.processes import initial_parameters, start_process
 from leap_rl.runs.monitoring import Monitor
 from leap_rl.runs.run import open_run
 from leap_rl.training import meta_train
-from leap_rl.types import Broadcast, Increment, Parcel, Place, Task
+from leap_rl.types import Broadcast, Increment, LeapRLError, Parcel, Place, Task
 
 SEGMENTS, SECONDS = 12, 40.0  # of a task of a million agent steps, and for each (docs/scaling.md)
 
@@ -77,14 +77,15 @@ class Worker:
         """Yields the seconds to wait until the next increment is sent."""
         sent = self.simulation.sent.setdefault(task.place, 0)
         broadcast: Broadcast = given.answer
-        self.simulation.learner(learner).adopt(self.simulation.ledgers.setdefault(
-            task.place, Ledger(task, broadcast.version)))  # fmt: skip
+        ledger = self.simulation.ledgers.setdefault(task.place, Ledger(task, broadcast.version))
+        self.simulation.learner(learner).adopt(ledger)
         for sequence in range(sent, SEGMENTS):
             yield self.seconds
             parcel = self.simulation.parcel(task, sequence, attempt)
-            self.simulation.ledgers[task.place].receive(parcel)
+            ledger.receive(parcel)
             self.simulation.sent[task.place] = sequence + 1
-            self.simulation.learner(learner).receive(parcel)
+            if not self.simulation.learner(learner).receive(parcel):
+                return
 
 
 class Learner:
@@ -195,9 +196,9 @@ class Simulation:
         started, learner = time.process_time(), self.learner_seconds
         try:
             seconds = next(walk)
-        except StopIteration:
+        except (StopIteration, LeapRLError) as ending:
             self._busy.pop(actor, None)
-            reference.give(None)
+            reference.give(ending if isinstance(ending, LeapRLError) else None)
         else:
             heapq.heappush(self._events, (self.now + seconds, next(self._numbers), actor, walk, reference))
         self.worker_seconds += time.process_time() - started - (self.learner_seconds - learner)
@@ -239,21 +240,25 @@ class Simulation:
                       {**increment.statistics, "increment_bytes": 0.0})  # fmt: skip
 
 
+@contextmanager
+def simulated(config: Config, simulation: Simulation) -> Iterator[RayBackend]:
+    """Yields a Ray backend whose Ray is the simulation."""
+    time_of_simulation = SimpleNamespace(monotonic=lambda: simulation.now, sleep=None)
+    with mock.patch.multiple(
+        ray_backend, ray=simulation, time=time_of_simulation, own_node=lambda: {"NodeManagerAddress": "here"},
+        check_code=lambda _: None, last_words=lambda _: "", create=True,
+    ):  # fmt: skip
+        backend = RayBackend(config)
+        names = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")
+        backend._metrics = {name: mock.Mock() for name in names}
+        yield backend
+
+
 def measure(config: Config, num_workers: int, increment: Increment) -> dict[str, float]:
     """Returns the milliseconds of processor time an increment, in the driver and in the learner, over two meta-steps of
     ``num_workers`` tasks, and the share of a core that each takes while the run lasts."""
     simulation = Simulation(increment, num_workers)
-    with (
-        mock.patch.multiple(
-            ray_backend, ray=simulation, own_node=lambda: {"NodeManagerAddress": "here"}, check_code=lambda _: None,
-            last_words=lambda _: "", time=SimpleNamespace(monotonic=lambda: simulation.now, sleep=None), create=True,
-        ),
-        open_run(config) as run,
-        Monitor(config, run) as monitor,
-    ):  # fmt: skip
-        backend = RayBackend(config)
-        backend._metrics = {name: mock.Mock() for name in ("agent_steps", "increments", "increment_bytes",
-                                                           "meta_steps", "restarts")}  # fmt: skip
+    with simulated(config, simulation) as backend, open_run(config) as run, Monitor(config, run) as monitor:
         started = time.process_time()
         meta_train(config, backend, run, monitor)
         total = time.process_time() - started
