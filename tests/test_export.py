@@ -37,7 +37,7 @@ def make_initialization(config):
 
 
 def make_run(folder, changes=None):
-    config = make_config(folder, changes)
+    config = make_config(folder, {"env.screen_size": 84} | (changes or {}))  # what the other libraries make of Atari
     with open_run(config) as run:
         checkpoint = Checkpoint(2, make_initialization(config), {})
         run.commit(checkpoint, Progress(2, 1920, 7680, 1.5))
