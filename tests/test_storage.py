@@ -182,11 +182,14 @@ def test_readers_never_see_a_half_written_file(tmp_path):
 # Real runs
 
 
+TWO_STEPS = {"meta.steps": 2, "env.screen_size": 84}  # three such tasks under way need more than 40 MB
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What ``show`` says of a serial run of two meta-steps on a local path."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = cli("train", write_config(folder, {"meta.steps": 2}), "--json")
+    done = cli("train", write_config(folder, TWO_STEPS), "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -200,7 +203,7 @@ def assert_each_row_is_there_once(url):
 def test_a_run_in_an_object_store_ends_in_the_same_initialization(tmp_path, undisturbed, s3):
     """Two Ray workers that share nothing but the bucket; event files and metrics arrive there as well."""
     url = s3("runs/whole")
-    config = write_config(tmp_path, {"meta.steps": 2, "run.dir": url})
+    config = write_config(tmp_path, TWO_STEPS | {"run.dir": url})
     done = cli("train", config, "backend=ray", "--json")
     assert done.returncode == 0, done.stderr
     fingerprint = json.loads(done.stdout)["fingerprint"]
@@ -222,12 +225,12 @@ def test_a_full_disk_stops_the_run_in_one_line_and_the_same_command_goes_on(tmp_
     disk = tmp_path / "disk"
     run = disk / "run"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]  # three tasks under way need more
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"mounting is not permitted: {mounted.stderr.strip()}")
     try:
-        config = write_config(tmp_path, {"run.dir": str(run), "meta.steps": 2})
+        config = write_config(tmp_path, TWO_STEPS | {"run.dir": str(run)})
         stopped = cli("train", config, f"backend={backend}")
         assert stopped.returncode == 1, stopped.stderr
         last = stopped.stderr.splitlines()[-1]
