@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from leap_rl.config import Config
 from leap_rl.config_files import parse_config
 from leap_rl.meta.sampling import sample_meta_batch
-from leap_rl.processes import process_of
-from leap_rl.types import Increment, Parcel, Task
+from leap_rl.processes import continue_process, initial_parameters, process_of, start_process
+from leap_rl.types import Increment, Parcel, Task, Tensors
 
 
 def nest(dotted: Mapping[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -50,6 +50,27 @@ def tiny_config(**dotted_overrides: Any) -> Config:
 def another_process() -> ProcessPoolExecutor:
     """One interpreter started afresh: it inherits nothing, so what it is to know must be sent to it."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def assert_goes_on_elsewhere(config: Config, task: Task) -> dict[str, Tensor]:
+    """Takes a task's second segment here, and in another process from the state after the first one: both must end in
+    the same state, to the bit. Returns it."""
+    process = start_process(config, task, initial_parameters(config, 0))
+    walk = process.walk()
+    next(walk)
+    with another_process() as pool:
+        elsewhere = pool.submit(_walk_on, config, task, process.state()).result()
+    next(walk)
+    here = dict(process.state())
+    assert here.keys() == elsewhere.keys()
+    assert all(torch.equal(value, elsewhere[name]) for name, value in here.items())
+    return here
+
+
+def _walk_on(config: Config, task: Task, state: Tensors) -> Tensors:
+    process = continue_process(config, task, state)
+    next(process.walk())
+    return process.state()
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -7,13 +7,13 @@ from torch import nn
 
 from leap_rl.evaluation.plan import make_plan
 from leap_rl.meta.learner import MetaLearner
-from leap_rl.processes import continue_process, initial_parameters, start_process
+from leap_rl.processes import initial_parameters, start_process
 from leap_rl.processes.classification.course import courses_of
 from leap_rl.processes.classification.data import split, training_batch
 from leap_rl.training import train_run
 from leap_rl.types import BadInputError, Checkpoint, Task
 from tests.alphabets import tiny_config, write_zip
-from tests.helpers import another_process, parcels
+from tests.helpers import assert_goes_on_elsewhere, parcels
 
 FINETUNING = {
     "meta.rule": "joint", "meta.parameters": "encoder", "meta.batch_size": 1, "meta.lr": 1.0, "meta.optimizer": "sgd",
@@ -96,22 +96,8 @@ def test_where_there_are_fewer_alphabets_they_come_again_with_other_batches(arch
     assert len({first.data_seed, second.data_seed, third.data_seed}) == 3
 
 
-def walk_on(config, state):
-    process = continue_process(config, task_of(config), state)
-    next(process.walk())
-    return process.state()
-
-
 def test_it_goes_on_elsewhere_to_the_same_bits(config):
-    process = start_process(config, task_of(config), initial_parameters(config, 0))
-    walk = process.walk()
-    next(walk)
-    with another_process() as pool:
-        elsewhere = pool.submit(walk_on, config, process.state()).result()
-    next(walk)
-    here = process.state()
-    assert here.keys() == elsewhere.keys()
-    assert all(torch.equal(value, elsewhere[name]) for name, value in here.items())
+    assert_goes_on_elsewhere(config, task_of(config))
 
 
 def test_an_evaluation_has_each_alphabet_by_itself(archive, tmp_path):

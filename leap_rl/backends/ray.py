@@ -243,11 +243,11 @@ class RayBackend:
     def _collect_task(self, done: Any) -> Iterator[Fault]:
         assignment = self._running.pop(done)
         worker, task, work = assignment.worker, assignment.task, self._work_on(assignment.task)
-        left_out = task.place not in self._work  # of an earlier meta-step: its files may be gone while it is saved
+        forgotten = task.place not in self._work  # left out of an earlier meta-step; its files may be gone meanwhile
         try:
             self._ask(done)
         except (TaskError, StorageError) as error:
-            if left_out:
+            if forgotten:
                 self._idle.append(worker)
                 return
             if isinstance(error, StorageError):
@@ -261,7 +261,7 @@ class RayBackend:
                 self._learner.drop.remote(task, str(error))
             yield fault
         except LostError as error:
-            if not left_out:
+            if not forgotten:
                 self._waiting.appendleft(task)
             if error.alive:
                 self._idle.append(worker)
@@ -272,7 +272,7 @@ class RayBackend:
             # Idle workers may have been lost with it, so each must answer again.
             self._starting |= {idle.ready.remote(): StartingWorker(idle) for idle in self._idle}
             self._idle = []
-            if left_out:
+            if forgotten:
                 return
             work.losses += 1
             if work.losses == MAX_LOSSES:
