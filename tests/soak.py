@@ -1,6 +1,7 @@
 """A run that is shot at: at the end nobody can tell.
 
     python -m tests.soak --faults 30        kill -9 workers, the learner, the raylet and the driver, or have them hang
+    python -m tests.soak --faults 30 --continual    the same where the learner steps after each round of segments
     python -m tests.soak --minutes 30       nothing is killed: is memory flat?
 
 Both train real games on a Ray cluster of their own and print what they measured as JSON. It stands with the tests
@@ -32,14 +33,29 @@ from tests.gradient_steps import GradientSteps
 
 WORKERS = 2
 UPDATES, SEGMENT_UPDATES = 40, 8  # gradient steps of a task and of a segment: 5 segments
-HANDED_IN = TINY["meta.batch_size"] * UPDATES // SEGMENT_UPDATES  # segments a meta-step
+TASKS = TINY["meta.batch_size"]  # under way together
 SEGMENT_TIMEOUT = 40.0  # seconds: after that, what hangs is given up; long, since the machine may be busy
-FAULTS_PER_META_STEP = 4
 TITLES = {"worker": "ray::Worker", "learner": "ray::Learner", "raylet": "/raylet/raylet "}
 LOST = {"worker": 1, "learner": 0, "raylet": WORKERS, "driver": WORKERS}  # segments in hand that a kill may cost
 PATIENCE = 600.0  # seconds without a new row, or until a driver ends that must
 MAX_UNEXPECTED = 3  # drivers that may end though nothing was done to them
 CLEAR_SECONDS = 120.0  # for the processes of a dead driver to be gone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A schedule of meta-steps, and how many faults there are in one."""
+
+    changes: dict[str, Any]  # to the tiny configuration
+    first: int  # segments of a meta-step that are handed in before its first fault, at least
+    last: int  # and before its last
+    faults: int  # a meta-step
+
+
+# Of the 15 segments of a meta-step the last ones are left out: it must not be over before a fault.
+SYNCHRONOUS = Setting({}, first=1, last=TASKS * UPDATES // SEGMENT_UPDATES - 4, faults=4)
+# A meta-step is one segment of each task, and the tasks go on: a fault may come between two of them.
+CONTINUAL = Setting({"meta.schedule": "continual"}, first=0, last=TASKS - 1, faults=2)
 
 
 @dataclass(frozen=True)
@@ -82,16 +98,16 @@ class Report:
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def seeded(faults: int, seed: int) -> list[Kill]:
+def seeded(faults: int, seed: int, setting: Setting = SYNCHRONOUS) -> list[Kill]:
     """A schedule of kills of each kind, and now and then a worker or learner that hangs."""
     random = np.random.default_rng(seed)
     kinds = [("worker", "learner", "raylet", "worker", "learner", "driver")[i % 6] for i in range(faults)]
     random.shuffle(kinds)
     schedule = []
     for i, what in enumerate(kinds):
-        segment, rank = int(random.integers(1, HANDED_IN - 3)), int(random.integers(WORKERS))
+        segment, rank = int(random.integers(setting.first, setting.last + 1)), int(random.integers(WORKERS))
         hang = what in ("worker", "learner") and random.random() < 0.2
-        schedule.append(Kill(i // FAULTS_PER_META_STEP, segment, what, rank, float(random.uniform(0, 0.5)), hang))
+        schedule.append(Kill(i // setting.faults, segment, what, rank, float(random.uniform(0, 0.5)), hang))
     return sorted(schedule, key=lambda kill: (kill.meta_step, kill.segment))
 
 
@@ -100,9 +116,9 @@ def meta_steps(schedule: Sequence[Kill]) -> int:
     return schedule[-1].meta_step + 2
 
 
-def changes(steps: int) -> dict[str, Any]:
+def changes(steps: int, setting: Setting) -> dict[str, Any]:
     """To the tiny configuration."""
-    return {
+    return setting.changes | {
         "meta.steps": steps,
         "task.agent_steps": UPDATES * TINY["agent.num_envs"] * 5,
         "stream.segment_updates": SEGMENT_UPDATES,
@@ -111,20 +127,27 @@ def changes(steps: int) -> dict[str, Any]:
     }
 
 
-def undisturbed(folder: Path, schedule: Sequence[Kill]) -> Report:
+def undisturbed(folder: Path, schedule: Sequence[Kill], setting: Setting = SYNCHRONOUS) -> Report:
     """The serial run that a run under ``schedule`` must equal."""
-    done = cli("train", write_config(folder, changes(meta_steps(schedule))), "backend=serial", "--json", timeout=1800)
+    config = write_config(folder, changes(meta_steps(schedule), setting))
+    done = cli("train", config, "backend=serial", "--json", timeout=1800)
     assert done.returncode == 0, done.stderr
     return _inspect(folder / "run", Report())
 
 
-def disturbed(folder: Path, schedule: Sequence[Kill], say: Callable[[str], None] = lambda text: None) -> Report:
+def disturbed(
+    folder: Path,
+    schedule: Sequence[Kill],
+    setting: Setting = SYNCHRONOUS,
+    say: Callable[[str], None] = lambda text: None,
+) -> Report:
     """Trains on Ray while the schedule comes true; whenever the driver ends, the same command is given again. No later
     meta-step begins before a kill has happened."""
     report = Report()
     run = folder / "run"
     began = time.monotonic()
-    with _Drivers(folder, ["train", write_config(folder, changes(meta_steps(schedule))), "backend=ray"]) as drivers:
+    config = write_config(folder, changes(meta_steps(schedule), setting))
+    with _Drivers(folder, ["train", config, "backend=ray"]) as drivers:
         for kill in schedule:
             drivers.steps.hold(kill.meta_step + 1)
             drivers.wait_for(lambda kill=kill: _reached(run, kill))
@@ -153,7 +176,8 @@ def disturbed(folder: Path, schedule: Sequence[Kill], say: Callable[[str], None]
 def at_rest(folder: Path, minutes: float) -> Report:
     """Trains on Ray for some minutes, and is then told to stop."""
     report = Report()
-    with _Drivers(folder, ["train", write_config(folder, changes(1_000_000)), "backend=ray"]) as drivers:
+    config = write_config(folder, changes(1_000_000, SYNCHRONOUS))
+    with _Drivers(folder, ["train", config, "backend=ray"]) as drivers:
         drivers.wait_for(lambda: _size(folder / "run" / "metrics.jsonl"))
         began = time.monotonic()
         while time.monotonic() - began < 60 * minutes:
@@ -313,15 +337,17 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--continual", action="store_true", help="faults in meta.schedule = continual")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         if options.faults:
-            schedule = seeded(options.faults, options.seed)
+            setting = CONTINUAL if options.continual else SYNCHRONOUS
+            schedule = seeded(options.faults, options.seed, setting)
             for folder in ("undisturbed", "disturbed"):
                 (Path(name) / folder).mkdir()
             with ThreadPoolExecutor() as side_by_side:
-                reference = side_by_side.submit(undisturbed, Path(name) / "undisturbed", schedule)
-                found = disturbed(Path(name) / "disturbed", schedule, lambda text: print(text, flush=True))
+                reference = side_by_side.submit(undisturbed, Path(name) / "undisturbed", schedule, setting)
+                found = disturbed(Path(name) / "disturbed", schedule, setting, lambda text: print(text, flush=True))
             wanted = reference.result()
             print(json.dumps(asdict(found), indent=1))
             same = (found.fingerprint, found.files) == (wanted.fingerprint, wanted.files)
