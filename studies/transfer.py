@@ -190,7 +190,7 @@ def longest() -> Iterator[Phase]:
     """Evaluates pretrained:variants for half a million agent steps, to see how much sooner it is where random weights
     end."""
     yield [
-        [["evaluate", "pretrained:variants", "backend=ray", "workers.count=2", "--seeds", "2",
+        [["evaluate", "pretrained:variants", "backend=ray", "workers.count=2", "--seeds", "5",
           "--agent-steps", "500_000", "--out", str(RUNS / "longest" / "variants-held_out")]]
     ]  # fmt: skip
 
