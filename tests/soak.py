@@ -50,12 +50,13 @@ class Setting:
     first: int  # segments of a meta-step that are handed in before its first fault, at least
     last: int  # and before its last
     faults: int  # a meta-step
+    delay: float  # seconds after that, at most
 
 
 # Of the 15 segments of a meta-step the last ones are left out: it must not be over before a fault.
-SYNCHRONOUS = Setting({}, first=1, last=TASKS * UPDATES // SEGMENT_UPDATES - 4, faults=4)
-# A meta-step is one segment of each task, and the tasks go on: a fault may come between two of them.
-CONTINUAL = Setting({"meta.schedule": "continual"}, first=0, last=TASKS - 1, faults=2)
+SYNCHRONOUS = Setting({}, first=1, last=TASKS * UPDATES // SEGMENT_UPDATES - 4, faults=4, delay=0.5)
+# A meta-step is one segment of each task, and takes a fraction of a second.
+CONTINUAL = Setting({"meta.schedule": "continual"}, first=0, last=TASKS - 1, faults=2, delay=0.1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def seeded(faults: int, seed: int, setting: Setting = SYNCHRONOUS) -> list[Kill]
     for i, what in enumerate(kinds):
         segment, rank = int(random.integers(setting.first, setting.last + 1)), int(random.integers(WORKERS))
         hang = what in ("worker", "learner") and random.random() < 0.2
-        schedule.append(Kill(i // setting.faults, segment, what, rank, float(random.uniform(0, 0.5)), hang))
+        schedule.append(Kill(i // setting.faults, segment, what, rank, float(random.uniform(0, setting.delay)), hang))
     return sorted(schedule, key=lambda kill: (kill.meta_step, kill.segment))
 
 
