@@ -5,10 +5,11 @@
     python -m studies.transfer losses       Leap's loss term: its forms, and the cap without it
     python -m studies.transfer continual    meta-steps after segments in place of whole tasks
     python -m studies.transfer agents       one change at a time to the agent
+    python -m studies.transfer optimizers   one change at a time to the meta-optimizer
     python -m studies.transfer confirmation what won, on test variants
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
     python -m studies.transfer longest      the same for half a million agent steps, in which random weights learn
-    python -m studies.transfer compare      the table of the stages losses, continual and agents, from their CSVs
+    python -m studies.transfer compare      the table of the stages that have serial12 as their bar, from their CSVs
 
 Every stage is a list of `leap-rl train` and `leap-rl evaluate` commands below runs/transfer/, each in one process on
 one core, so that a stage that was stopped goes on where it was. What came out is gathered in docs/transfer/STAGE.csv:
@@ -93,6 +94,13 @@ LOSS_FACTORS = {
     "capped": [*SERIAL_TASKS, "meta.max_task_norm=10"],
     "leap_paired": [*SERIAL_TASKS, *LEAP, "meta.loss_difference=paired"],
 }
+# How far the initialization moves with each task. Increments of serial12 have norms around 8.
+OPTIMIZER_FACTORS = {
+    "unit_norm": [*SERIAL_TASKS, "meta.normalize_tasks=true", "meta.lr=8"],
+    "nesterov": [*SERIAL_TASKS, "meta.optimizer=nesterov", "meta.lr=0.7"],
+    "adam_003": [*SERIAL_TASKS, "meta.optimizer=adam", "meta.lr=0.003"],
+    "adam_010": [*SERIAL_TASKS, "meta.optimizer=adam", "meta.lr=0.01"],
+}
 # Runs whose agent differs from BASE's, each group with a random arm of its own; all train one task after the other.
 AGENT_FACTORS: dict[str, dict[str, list[str]]] = {
     "popart": {"popart": [], "popart_leap": LEAP},
@@ -170,6 +178,15 @@ def agents() -> Iterator[Phase]:
     ]
 
 
+def optimizers() -> Iterator[Phase]:
+    """Moves the initialization otherwise than to where a task has ended, by the rule of ``screening``; the bar is
+    ``serial12`` of that stage."""
+    folder = RUNS / "optimizers"
+    yield [[training(folder / run, changes)] for run, changes in OPTIMIZER_FACTORS.items()]
+    runs = [folder / run for run in OPTIMIZER_FACTORS]
+    yield [[evaluation(runs, *CHOSEN, "optimizers-validation", "backend=ray", "workers.count=2")]]
+
+
 def confirmation() -> Iterator[Phase]:
     """Trains what the screening left, twice as long, and evaluates it on the variants that no choice has looked at."""
     run = RUNS / "confirmation" / "serial24"
@@ -197,8 +214,9 @@ def longest() -> Iterator[Phase]:
 
 STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
     "ceiling": ceiling, "screening": screening, "losses": losses, "continual": continual, "agents": agents,
-    "confirmation": confirmation, "longer": longer, "longest": longest,
+    "optimizers": optimizers, "confirmation": confirmation, "longer": longer, "longest": longest,
 }  # fmt: skip
+COMPARED = ("agents", "losses", "continual", "optimizers")
 
 
 def run_job(job: Job) -> None:
@@ -240,11 +258,10 @@ def mean_returns(stage: str) -> dict[tuple[str, str, str], float]:
 
 
 def compare() -> None:
-    """Prints, for each arm of the stages agents, losses and continual, the logarithm of its mean return over that of
-    serial12 (over that of random weights without the key, for an agent's random arm): its mean over the variants, and
-    each."""
+    """Prints, for each arm of the stages in COMPARED, the logarithm of its mean return over that of serial12 (over that
+    of random weights without the key, for an agent's random arm): its mean over the variants, and each."""
     bar = {(arm, game): value for (_, arm, game), value in mean_returns("screening").items()}
-    stages = [stage for stage in ("agents", "losses", "continual") if (RESULTS / f"{stage}.csv").exists()]
+    stages = [stage for stage in COMPARED if (RESULTS / f"{stage}.csv").exists()]
     found = {key: value for stage in stages for key, value in mean_returns(stage).items()}
     for name, arm in sorted({key[:2] for key in found}):
         of = "random" if arm == "random" else "serial12"
