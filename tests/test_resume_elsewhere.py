@@ -113,7 +113,7 @@ def test_directories_that_hold_no_run_are_one_line(tmp_path, trained, run_main):
         code, _, stderr = run_main("train", given)
         assert (code, stderr.count("\n")) == (2, 1)
         assert "not a run directory" in stderr
-    evaluate = ("evaluate", run, f"alphabets.source={tmp_path / 'omniglot.zip'}", "--seeds", "1")
+    evaluate = ("evaluate", run, "backend=serial", f"alphabets.source={tmp_path / 'omniglot.zip'}", "--seeds", "1")
     assert run_main(*evaluate)[0] == 0
     evaluation = tmp_path / "run-evaluation"
     for given in (evaluation, evaluation / "config.yaml"):
@@ -144,7 +144,7 @@ def test_a_directory_whose_name_looks_like_a_variable_is_moved_evaluated_and_exp
     moved = f"new/{name}"
     assert run_main("train", moved, "meta.steps=3")[0] == 0
     assert run_main("export", moved, "--to", "hub")[0] == 0
-    evaluate = ("evaluate", moved, "alphabets.source=omniglot.zip", "--seeds", "1")
+    evaluate = ("evaluate", moved, "backend=serial", "alphabets.source=omniglot.zip", "--seeds", "1")
     code, _, stderr = run_main(*evaluate)
     assert code == 0, stderr
     assert (tmp_path / f"{moved}-evaluation" / "report.md").exists()
@@ -174,9 +174,9 @@ def test_drawings_may_lie_elsewhere_if_they_are_the_same(tmp_path, trained, run_
     for source in (there, "alphabets.source=moved.zip"):
         code, _, stderr = run_main("train", file, "meta.steps=2", source)
         assert code == 0, stderr
-    code, _, stderr = run_main("evaluate", run, there, "--seeds", "1")
+    code, _, stderr = run_main("evaluate", run, "backend=serial", there, "--seeds", "1")
     assert code == 0, stderr
-    code, _, stderr = run_main("evaluate", run, "alphabets.source=moved.zip", "--seeds", "1")
+    code, _, stderr = run_main("evaluate", run, "backend=serial", "alphabets.source=moved.zip", "--seeds", "1")
     assert code == 0, stderr
 
 
