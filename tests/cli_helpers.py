@@ -1,18 +1,20 @@
-"""Tiny configurations, and the command line in a process of its own."""
+"""Tiny configurations, and the command line: in a process of its own, or in this one."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from leap_rl.cli import main
 from leap_rl.config import Config
 from leap_rl.config_files import load_config
 from leap_rl.runs.run import open_run
@@ -125,6 +127,18 @@ def cli(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), stderr.decode())
 
 
+def here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs ``leap-rl`` in this process, which takes 3 s of processor time less than :func:`cli`."""
+    handler, stdout, stderr = signal.getsignal(signal.SIGTERM), io.StringIO(), io.StringIO()
+    given = [str(argument) for argument in arguments]
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            code = main(given)
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # `train` sets its own
+    return subprocess.CompletedProcess(given, code, stdout.getvalue(), stderr.getvalue())
+
+
 @contextmanager
 def started(
     folder: Path, *arguments: str | Path, extra: Mapping[str, str] | None = None
@@ -176,7 +190,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], sec
     while not condition():
         assert process.poll() is None, "the process ended before what was waited for"
         assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.005)
+        time.sleep(0.02)  # a look at all processes takes 3 ms of processor time
 
 
 def kill_workers(driver: subprocess.Popen[bytes]) -> None:

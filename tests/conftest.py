@@ -1,6 +1,8 @@
 """Fixtures that several files share; the longest tests first: the suite runs in several processes, and the last to
 start should not be the longest; each failure when it happens: whoever cuts a run off has seen it."""
 
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,12 +13,16 @@ import torch
 from leap_rl.backends import prepare_environment
 from leap_rl.cli import main
 from leap_rl.config_files import load_config
+from tests.cli_helpers import cli, write_config
 from tests.helpers import MINIMAL, another_process
+from tests.results import Result, read_result
 
 LONGEST_FIRST = (
-    "test_faults", "test_system", "test_clusters", "test_hosts",  # one for each of four processes,
-    "test_tasks", "test_leap", "test_docker", "test_rllib",  # which is given a second file from the start
-    "test_soak",
+    "test_faults", "test_docker", "test_hosts", "test_clusters",  # one for each of four processes,
+    "test_tasks", "test_leap", "test_config", "test_config_keys",  # which is given a second file from the start
+    "test_rllib", "test_mutation", "test_installations", "test_soak", "test_system", "test_storage",
+    "test_evaluate_system", "test_continual", "test_own_process", "test_rllib_learner", "test_classification_system",
+    "test_launch", "test_quorum", "test_heads_system", "test_trackers",
 )  # fmt: skip
 
 
@@ -53,6 +59,24 @@ def load(tmp_path):
         return load_config(file, overrides)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The serial run of ``cli_helpers.TINY``, which all others must equal. Whichever of the test processes asks first
+    trains it; it is not to be changed."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    folder = folder / "tiny run"
+    folder.mkdir(exist_ok=True)
+    said = folder / "stdout"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = cli("train", write_config(folder), "--json")
+            assert done.returncode == 0, done.stderr
+            said.write_text(done.stdout)
+    return read_result(folder, said.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
-"""The whole network, with heads for each ROM and PopArt: the same bits in one process, on Ray, and after a kill."""
-
-import json
+"""The whole network, with heads for each ROM and PopArt: the same bits in one process, and on Ray after a kill."""
 
 import pytest
 
-from leap_rl.runs.run_files import read_initialization, read_metrics
-from tests.cli_helpers import cli, held, kill_workers, wait_for, write_config
-from tests.test_system import Result, assert_same_run, in_mid_task
+from leap_rl.runs.run_files import read_initialization
+from tests.cli_helpers import held, kill_workers, wait_for, write_config
+from tests.results import assert_same_run, in_mid_task, read_result, train
 
 pytestmark = pytest.mark.slow
 
@@ -16,26 +14,18 @@ WHOLE = {
 }  # fmt: skip
 
 
-def train(folder, *overrides):
+def test_heads_of_each_rom_end_in_the_same_bits_serial_and_on_ray_after_a_kill(tmp_path):
+    alone, folder = tmp_path / "alone", tmp_path / "on Ray"
+    alone.mkdir()
     folder.mkdir()
-    done = cli("train", write_config(folder, WHOLE), *overrides, "--json")
-    assert done.returncode == 0, done.stderr
-    return Result(json.loads(done.stdout), read_metrics(folder / "run"), folder / "run")
-
-
-def test_heads_of_each_rom_end_in_the_same_bits_serial_on_ray_and_after_a_kill(tmp_path):
-    serial = train(tmp_path / "serial", "backend=serial")
-    assert_same_run(train(tmp_path / "one", "backend=ray", "workers.count=1"), serial)
-
-    folder = tmp_path / "two"
-    folder.mkdir()
+    serial = train(alone, changes=WHOLE)
     run, command = folder / "run", ["train", write_config(folder, WHOLE), "backend=ray", "workers.count=2", "--json"]
     with held(folder, *command, meta_step=1, step=7) as (driver, steps):
         wait_for(lambda: in_mid_task(run), driver)
         kill_workers(driver)
         steps.let_go()
         assert driver.wait(timeout=600) == 0, (folder / "stderr").read_text()
-    assert_same_run(Result(json.loads((folder / "stdout").read_text()), read_metrics(run), run), serial)
+    assert_same_run(read_result(folder, (folder / "stdout").read_text()), serial)
 
     tensors, _ = read_initialization(serial.path / "initialization.safetensors")
     owners = {name.split("/")[1] for name in tensors if name.startswith("heads/")}

@@ -18,7 +18,7 @@ from leap_rl.runs.run_files import read_metrics
 from leap_rl.runs.trackers import Tracker
 from leap_rl.types import Checkpoint
 from tests.cli_helpers import assert_one_line, cli, held, make_config, wait_for, write_config
-from tests.test_system import committed, in_mid_task
+from tests.results import committed, in_mid_task
 
 MEASURES = process_type("a2c").measures
 TASK_STEPS = 235  # of cli_helpers.TINY
