@@ -10,6 +10,7 @@
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
     python -m studies.transfer longest      the same for half a million agent steps, in which random weights learn
     python -m studies.transfer compare      the table of the stages that have serial12 as their bar, from their CSVs
+    python -m studies.transfer paths        does a shorter path mean faster learning? from the same CSVs
 
 Every stage is a list of `leap-rl train` and `leap-rl evaluate` commands below runs/transfer/, each in one process on
 one core, so that a stage that was stopped goes on where it was. What came out is gathered in docs/transfer/STAGE.csv:
@@ -27,6 +28,8 @@ from concurrent.futures import ThreadPoolExecutor
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
+
+from scipy.stats import spearmanr
 
 from leap_rl.evaluation.analysis import analyse, measures_of
 from leap_rl.evaluation.figures import learning_curves
@@ -270,6 +273,37 @@ def compare() -> None:
         print(f"{name:25} {arm:13} {fmean(logs.values()):+.2f}   {each}")
 
 
+def path_lengths(stage: str) -> dict[tuple[str, str, str], float]:
+    """Returns the length of a task's path, mean over seeds, of each (evaluation, arm, game) of a stage's CSV."""
+    last: dict[tuple[str, str, str, str], float] = {}
+    with (RESULTS / f"{stage}.csv").open() as file:
+        for row in csv.DictReader(file):  # the rows of a task are in order
+            last[row["evaluation"], row["arm"], row["game"], row["seed"]] = float(row["path_length"])
+    lengths: dict[tuple[str, str, str], list[float]] = {}
+    for (name, arm, game, _), length in last.items():
+        lengths.setdefault((name, arm, game), []).append(length)
+    return {key: fmean(values) for key, values in lengths.items()}
+
+
+def paths() -> None:
+    """Prints, for each initialization that was evaluated on the validation variants, how long its paths are and how
+    high its mean return is, as multiples of those of random weights (geometric means over the variants), and the rank
+    correlation of the two over the initializations."""
+    print("| initialization | path length | mean return |\n|---|--:|--:|")
+    found = []
+    for stage in ("screening", *COMPARED):
+        if (RESULTS / f"{stage}.csv").exists():
+            values = path_lengths(stage), mean_returns(stage)
+            arms = sorted({key[:2] for key in values[0] if key[1] != "random"})
+            for name, arm in arms:
+                logs = [[log(value / each[name, "random", key[2]]) for key, value in each.items()
+                         if key[:2] == (name, arm)] for each in values]  # fmt: skip
+                found.append(tuple(exp(fmean(ratios)) for ratios in logs))
+                print(f"| {arm} | {found[-1][0]:.2f} | {found[-1][1]:.2f} |")
+    correlation = spearmanr(*zip(*found, strict=True))
+    print(f"rank correlation {correlation.statistic:+.2f} over {len(found)}, p = {correlation.pvalue:.3f}")
+
+
 def summarize(stage: str) -> None:
     """Prints a table of an evaluation of one initialization and random weights, from a stage's CSV, and draws the
     learning curves. A ratio over the variants is a geometric mean, with Student's t interval of its logarithm."""
@@ -314,14 +348,14 @@ def natural(key: tuple[str, str]) -> tuple[str, str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STAGES, "compare"])
+    parser.add_argument("stage", choices=[*STAGES, "compare", "paths"])
     parser.add_argument(
         "--table", action="store_true", help="run nothing: from the stage's CSV, print its table and draw STAGE.png"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side; each takes one core")
     arguments = parser.parse_args()
-    if arguments.stage == "compare":
-        compare()
+    if arguments.stage in ("compare", "paths"):
+        (compare if arguments.stage == "compare" else paths)()
         return
     if arguments.table:
         summarize(arguments.stage)
