@@ -24,6 +24,7 @@ from ray.exceptions import RayActorError
 
 from leap_rl.atari.variants import left_out, listed
 from leap_rl.backends import ray as ray_backend
+from leap_rl.backends import work
 from leap_rl.backends.actors import News
 from leap_rl.backends.ray import RayBackend
 from leap_rl.config import Config
@@ -244,7 +245,7 @@ class Simulation:
 def simulated(config: Config, simulation: Simulation) -> Iterator[RayBackend]:
     """Yields a Ray backend whose Ray is the simulation."""
     time_of_simulation = SimpleNamespace(monotonic=lambda: simulation.now, sleep=None)
-    with mock.patch.multiple(
+    with mock.patch.object(work, "ray", simulation), mock.patch.multiple(
         ray_backend, ray=simulation, time=time_of_simulation, own_node=lambda: {"NodeManagerAddress": "here"},
         check_code=lambda _: None, last_words=lambda _: "", create=True,
     ):  # fmt: skip

@@ -1,8 +1,8 @@
 """Draws docs/scaling/processor_time.png from what benchmarks.driver and benchmarks.workers have printed.
 
-    python -m benchmarks.driver --workers 16 64 256 1000 > docs/scaling/driver.jsonl
-    python -m benchmarks.workers --workers 16 64 > docs/scaling/workers.jsonl
-    python -m benchmarks.scaling
+python -m benchmarks.driver --workers 16 64 256 1000 > docs/scaling/driver.jsonl
+python -m benchmarks.workers --workers 16 64 > docs/scaling/workers.jsonl
+python -m benchmarks.scaling
 """
 
 import json

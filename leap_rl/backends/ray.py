@@ -16,22 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorUnschedulableError,
-    GetTimeoutError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import RayTaskError
 from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_rl.backends.actors import Learner, News, Worker
 from leap_rl.backends.backend import after_error
 from leap_rl.backends.cluster import check_code, check_nodes, fits, join, leave, own_node, room
-from leap_rl.backends.work import Assignment, LostError, StartingWorker, Work, explained
+from leap_rl.backends.work import Assignment, LostError, StartingWorker, Work, answer, explained
 from leap_rl.config import Config
 from leap_rl.meta.collector import Collector
 from leap_rl.meta.sampling import longest_first
@@ -393,16 +385,4 @@ class RayBackend:
         return Fault(None, f"the Leap learner was lost ({reason}); a new one continues from what is saved of each task")
 
     def _ask(self, reference: Any) -> Any:
-        """Returns an actor's answer. Raises our own errors as they were raised there, and LostError if it is gone."""
-        try:
-            return ray.get(reference, timeout=self._config.faults.segment_timeout)
-        except RayTaskError as error:
-            if isinstance(error.cause, LeapRLError):
-                raise error.cause from None
-            if isinstance(error.cause, RayError):  # the actor is alive, but the learner or an object was lost
-                raise LostError(str(error.cause), alive=True) from error
-            raise
-        except GetTimeoutError as error:
-            raise LostError(f"no answer in {self._config.faults.segment_timeout:g} s") from error
-        except (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError) as error:
-            raise LostError(str(error)) from error
+        return answer(reference, self._config.faults.segment_timeout)

@@ -1,4 +1,4 @@
-"""What the Ray backend keeps of tasks and workers: a record each.
+"""What the Ray backend keeps of tasks and workers, a record each, and how it takes an actor's answer.
 
 A task is queued, then assigned to a worker, until it is done. It is queued again when its worker is lost, when the
 learner is lost, or once after an error of its own. A worker starts, is idle, and works, in turns.
@@ -7,8 +7,19 @@ learner is lost, or once after an error of its own. A worker starts, is idle, an
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+from ray.exceptions import (
+    ActorUnschedulableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
 from leap_rl.backends.cluster import last_line, last_words
-from leap_rl.types import Task
+from leap_rl.types import LeapRLError, Task
 
 
 class LostError(Exception):
@@ -17,6 +28,23 @@ class LostError(Exception):
     def __init__(self, text: str, alive: bool = False) -> None:
         super().__init__(text)
         self.alive = alive
+
+
+def answer(reference: Any, seconds: float) -> Any:
+    """Returns an actor's answer. Raises our own errors as they were raised there, and LostError if the actor is gone or
+    does not answer in time."""
+    try:
+        return ray.get(reference, timeout=seconds)
+    except RayTaskError as error:
+        if isinstance(error.cause, LeapRLError):
+            raise error.cause from None
+        if isinstance(error.cause, RayError):  # the actor is alive, but the learner or an object was lost
+            raise LostError(str(error.cause), alive=True) from error
+        raise
+    except GetTimeoutError as error:
+        raise LostError(f"no answer in {seconds:g} s") from error
+    except (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError) as error:
+        raise LostError(str(error)) from error
 
 
 def explained(error: LostError, actor: Any) -> str:
