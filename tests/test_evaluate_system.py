@@ -15,7 +15,7 @@ from leap_rl.processes import initial_parameters
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import Progress
 from leap_rl.types import Checkpoint
-from tests.cli_helpers import cli, held, make_config, wait_for
+from tests.cli_helpers import cli, held, here, make_config, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +44,13 @@ def run(tmp_path_factory):
     return Path(config.run.dir)
 
 
-def command(run, out, *more):
-    return ["evaluate", run, run, *WHAT, *more, "--out", out, "--json"]
+def command(run, out, *more, backend="serial"):
+    return ["evaluate", run, run, f"backend={backend}", *WHAT, *more, "--out", out, "--json"]
 
 
-def evaluate(run, out, *more):
-    more = more or ("backend=serial",)
-    done = cli(*command(run, out, *more), timeout=600)
+def evaluate(run, out, *more, backend="serial"):
+    """Serially in this process, on Ray in one of its own."""
+    done = (cli if backend == "ray" else here)(*command(run, out, *more, backend=backend))
     assert done.returncode == 0, done.stderr
     return Evaluation(out, json.loads(done.stdout))
 
@@ -77,10 +77,6 @@ def test_the_same_initialization_twice_shows_no_difference(undisturbed):
     assert first == second
 
 
-def test_ray_gives_the_same_bytes(run, undisturbed, tmp_path):
-    assert evaluate(run, tmp_path / "evaluation", "backend=ray", "workers.count=2").data() == undisturbed.data()
-
-
 def finished(out):
     """Tasks that are done: file → when it was written."""
     found = {}
@@ -93,13 +89,13 @@ def finished(out):
 @pytest.mark.parametrize("backend", ["serial", "ray"])
 def test_a_killed_evaluation_goes_on_with_the_same_command_to_the_same_bytes(run, undisturbed, tmp_path, backend):
     out = tmp_path / "evaluation"
-    with held(tmp_path, *command(run, out, f"backend={backend}"), meta_step=1, step=7) as (driver, _):  # second seed
+    with held(tmp_path, *command(run, out, backend=backend), meta_step=1, step=7) as (driver, _):  # second seed
         wait_for(lambda: len(finished(out)) >= 2, driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     before = finished(out)
     assert 2 <= len(before) < NUM_TASKS
-    again = evaluate(run, out, f"backend={backend}")
+    again = evaluate(run, out, backend=backend)
     assert again.data() == undisturbed.data()
     assert len(finished(out)) == NUM_TASKS
     assert {file: time for file, time in finished(out).items() if file in before} == before, "left as they are"
@@ -109,22 +105,23 @@ def test_a_finished_evaluation_trains_nothing_and_report_writes_the_same(run, un
     before, data = finished(undisturbed.path), undisturbed.data()
     assert evaluate(run, undisturbed.path).data() == data
     os.remove(undisturbed.path / "report.md")
-    assert cli("report", undisturbed.path).returncode == 0
+    assert here("report", undisturbed.path).returncode == 0
     assert undisturbed.data() == data
     assert finished(undisturbed.path) == before
 
 
 def test_more_seeds_extend_an_evaluation_and_leave_what_is_done(run, undisturbed, tmp_path):
     out = tmp_path / "evaluation"
-    few = cli("evaluate", run, run, *WHAT, "--seeds", "1", "--out", out)
+    one = command(run, out, "--seeds", "1")
+    few = here(*one)
     assert few.returncode == 0, few.stderr
     before = finished(out)
-    done = cli("evaluate", run, run, *WHAT, "--out", out)
+    done = here(*command(run, out))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("extended: num_seeds (1 → 2)") == 1
     assert {file: time for file, time in finished(out).items() if file in before} == before
     assert (out / "curves.csv").read_bytes() == (undisturbed.path / "curves.csv").read_bytes()
-    refused = cli("evaluate", run, run, *WHAT, "--seeds", "1", "--out", out)
+    refused = here(*one)
     assert (refused.returncode, "num_seeds (2 there, 1 here)" in refused.stderr) == (2, True)
 
 
@@ -140,7 +137,7 @@ def test_another_evaluation_is_refused_and_says_what_differs(run, undisturbed, t
         (["evaluate", config.run.dir, run, *WHAT], ["arms (random, run "]),
         (["evaluate", run, run, *WHAT, "--agent-steps", "600"], ["task.agent_steps (235 there, 600 here)"]),
     ):  # fmt: skip
-        done = cli(*arguments, "--out", undisturbed.path)
+        done = here(*arguments, "--out", undisturbed.path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         for part in parts:
             assert part in done.stderr
@@ -172,16 +169,16 @@ def test_more_arms_are_trained_to_their_end(with_more_arms):
     assert len({row["path_length"] for row in ends.values()}) == 5
 
 
-def test_ray_gives_the_same_bytes_with_more_arms(run, with_more_arms, tmp_path):
+def test_ray_gives_the_same_bytes(run, with_more_arms, tmp_path):
     out = tmp_path / "evaluation"
-    assert evaluate(run, out, *MORE, "backend=ray", "workers.count=2").data() == with_more_arms.data()
+    assert evaluate(run, out, *MORE, "workers.count=2", backend="ray").data() == with_more_arms.data()
 
 
-def test_a_ceiling_that_is_killed_goes_on_to_the_same_bytes(run, with_more_arms, tmp_path):
+def test_a_ceiling_that_is_killed_on_ray_goes_on_serially_to_the_same_bytes(run, with_more_arms, tmp_path):
     out = tmp_path / "evaluation"
     shutil.copytree(with_more_arms.path, out)
     shutil.rmtree(out / "tasks" / "000000-03")
-    with held(tmp_path, *command(run, out, *MORE), meta_step=0, step=7) as (driver, _):
+    with held(tmp_path, *command(run, out, *MORE, backend="ray"), meta_step=0, step=7) as (driver, _):
         wait_for(lambda: (out / "tasks" / "000000-03" / "000007.safetensors").exists(), driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
