@@ -76,9 +76,11 @@ def measure(workers: int, tasks: int, seconds: float, folder: Path) -> dict[str,
                                   stderr=log, start_new_session=True, env=environment)  # fmt: skip
     processes = Processes(driver.pid)
     try:
+        # In the first meta-step the workers start.
         first = wait_for(driver, lambda: bool(events.times("begun", 0)))
         started = wait_for(driver, lambda: len(processes.by_role()["worker"]) >= workers
                            and len(events.times("begun", 0)) >= min(workers, tasks))  # fmt: skip
+        # In the second a quarter of them is killed, once half of the tasks have sent two increments.
         wait_for(driver, lambda: len(events.times("begun", 1)) >= min(workers, tasks) // 2)
         wait_for(driver, lambda: len(events.times("made", 1, 2)) >= min(workers, tasks) // 2)
         lost = sorted(processes.by_role()["worker"])[::4]
@@ -87,6 +89,7 @@ def measure(workers: int, tasks: int, seconds: float, folder: Path) -> dict[str,
             os.kill(pid, signal.SIGKILL)
         theirs = events.at_work(1, lost)
         again = wait_for(driver, lambda: all(events.times("begun", 1)[slot] > killed for slot in theirs))
+        # The third is undisturbed.
         wait_for(driver, lambda: len(events.times("begun", 2)) >= min(workers, tasks))
         quiet, before = time.time(), processes.seconds()
         memory = processes.megabytes()
