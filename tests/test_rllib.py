@@ -280,20 +280,16 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "run", shown["fingerprint"]
 
 
-def test_ray_ends_in_the_fingerprint_of_serial_and_logs_what_rllib_measures(
-    tmp_path: Path, serial: tuple[Path, str]
-) -> None:
-    run, fingerprint = serial
-    assert fingerprint_of(tmp_path, "backend=ray", "workers.count=2")["fingerprint"] == fingerprint
+def test_what_rllib_measures_is_logged(serial: tuple[Path, str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "tensorboard" / "pong"))
+    events = EventAccumulator(str(serial[0] / "tensorboard" / "pong"))
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {"rllib/mean_kl_loss", "rllib/vf_explained_var", "game/loss", "game/gradient_norm"} <= set(tags)
 
 
-def test_killed_workers_train_again_from_the_beginning_to_the_same_fingerprint(
+def test_killed_workers_on_ray_train_again_from_the_beginning_to_the_fingerprint_of_serial(
     tmp_path: Path, serial: tuple[Path, str]
 ) -> None:
     """Both tasks have handed in their first segment and have not ended."""
