@@ -25,12 +25,9 @@ def needs(packages, *tools):
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} (Debian: {packages})")
 
 
-@pytest.fixture(scope="module")
-def fingerprint(tmp_path_factory):
-    """Of the serial run."""
-    done = cli("train", write_config(tmp_path_factory.mktemp("serial")), "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["fingerprint"]
+@pytest.fixture
+def fingerprint(tiny_run):
+    return tiny_run.state["fingerprint"]
 
 
 def finished_with(fingerprint, run):
