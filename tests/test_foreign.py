@@ -14,7 +14,7 @@ from leap_rl.runs.foreign import of_this_machine
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import Progress
 from leap_rl.types import BadInputError, Checkpoint
-from tests.cli_helpers import cli, make_config
+from tests.cli_helpers import cli, here, make_config
 from tests.helpers import tiny_config, tiny_tree
 
 HOSTILE = {
@@ -86,9 +86,9 @@ def test_no_command_connects_where_a_run_says(tmp_path):
         done = cli("evaluate", run, "--seeds", "1", "--agent-steps", "60", "--out", out, timeout=600)
         assert done.returncode == 0, done.stderr
         assert f"ray.address = {where}" in done.stderr
-        assert cli("report", out).returncode == 0
-        assert cli("show", run).returncode == 0
-        assert cli("export", run, "--to", "torch").returncode == 0
+        assert here("report", out).returncode == 0
+        assert here("show", run).returncode == 0
+        assert here("export", run, "--to", "torch").returncode == 0
     assert came == []
 
 
