@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.cli_helpers import cli, environment, write_config
+from tests.cli_helpers import environment, here, write_config
 from tests.soak import Kill, disturbed, seeded, undisturbed
 
 pytestmark = pytest.mark.slow
@@ -80,5 +80,5 @@ def test_a_learner_that_dies_after_a_task_has_ended_is_given_it_again(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the Leap learner was lost" in done.stderr
     (tmp_path / "serial").mkdir()
-    serial = cli("train", write_config(tmp_path / "serial", {"meta.steps": 1}), "--json")
+    serial = here("train", write_config(tmp_path / "serial", {"meta.steps": 1}), "--json")
     assert json.loads(done.stdout)["fingerprint"] == json.loads(serial.stdout)["fingerprint"]
