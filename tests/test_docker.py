@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from leap_rl.runs.run_files import read_metrics
-from tests.cli_helpers import TINY, cli
+from tests.cli_helpers import TINY, here
 from tests.containers import COMPOSE, REPOSITORY, engine, finish, why_unavailable
 from tests.gradient_steps import VARIABLE, GradientSteps
 
@@ -41,7 +41,7 @@ def docker():
 def fingerprint(tmp_path_factory):
     """Of the serial run on this machine, outside of containers."""
     run = tmp_path_factory.mktemp("serial") / "run"
-    done = cli("train", "configs/quickstart.yaml", *ARGUMENTS, "backend=serial", f"run.dir={run}", "--json")
+    done = here("train", "configs/quickstart.yaml", *ARGUMENTS, "backend=serial", f"run.dir={run}", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["fingerprint"]
 

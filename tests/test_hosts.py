@@ -12,7 +12,7 @@ import pytest
 from leap_rl.runs.run import describe
 from leap_rl.runs.run_files import read_metrics
 from tests import cli_helpers
-from tests.cli_helpers import cli, environment, write_config
+from tests.cli_helpers import environment, here, write_config
 from tests.gradient_steps import GradientSteps
 from tests.hosts import hosts, why_unavailable
 
@@ -209,7 +209,7 @@ def numbers(folder):
 def undisturbed(machines, tmp_path_factory):
     """The serial run, on this machine, that every other run must equal."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = cli("train", write_config(folder, CHANGES), "backend=serial", "--json", timeout=600)
+    done = here("train", write_config(folder, CHANGES), "backend=serial", "--json")
     assert done.returncode == 0, done.stderr
     return folder
 
