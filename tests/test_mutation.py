@@ -31,6 +31,8 @@ def test_mutated_files_of_each_kind_end_in_one_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classification", "evaluation", "rllib"])
-def test_kills_at_random_times_change_nothing(tmp_path, kind):
-    assert shoot(kind, tmp_path, kills=2, seed=0)["equal"]
+@pytest.mark.parametrize(("kind", "seed"), [("classification", 45), ("evaluation", 28), ("rllib", 1)])
+def test_kills_at_random_times_change_nothing(tmp_path, kind, seed):
+    """Seeds of which both kills come early, so that one run is enough: of the driver and the raylet, of the learner and
+    the driver, of a worker and the driver."""
+    assert shoot(kind, tmp_path, kills=2, seed=seed)["equal"]
