@@ -11,7 +11,7 @@ from leap_rl.runs.quorum import FILE, Quorum
 from leap_rl.runs.run import describe
 from leap_rl.runs.run_files import read_metrics
 from leap_rl.types import BadInputError
-from tests.cli_helpers import assert_one_line, cli, make_config, write_config
+from tests.cli_helpers import assert_one_line, cli, here, make_config, write_config
 
 PLACES = {(4, slot) for slot in range(3)}
 KEYS = {"faults.quorum": 2, "faults.grace_seconds": 10.0}
@@ -132,6 +132,6 @@ def test_a_run_that_goes_on_elsewhere_leaves_out_the_same_tasks(tmp_path):
     for meta_step in (2, 3):
         shutil.rmtree(run / "checkpoints" / f"{meta_step:06d}")
     assert recorded[1] != [2] or recorded[2] != [2], "in turn, without the record, the third is left out"
-    assert cli("train", config, "backend=serial").returncode == 0
+    assert here("train", config, "backend=serial").returncode == 0
     assert left_out(run) == recorded
     assert describe(run)["fingerprint"] == before["fingerprint"]
