@@ -17,7 +17,7 @@ from leap_rl.files.storage import LocalStorage, open_storage
 from leap_rl.runs.run import RunDirectory, describe, open_run
 from leap_rl.runs.run_files import Progress, read_metrics
 from leap_rl.types import BadInputError, StorageError
-from tests.cli_helpers import cli, make_checkpoint, make_config, write_config
+from tests.cli_helpers import cli, here, make_checkpoint, make_config, write_config
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +189,7 @@ TWO_STEPS = {"meta.steps": 2, "env.screen_size": 84}  # three such tasks under w
 def undisturbed(tmp_path_factory):
     """What ``show`` says of a serial run of two meta-steps on a local path."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = cli("train", write_config(folder, TWO_STEPS), "--json")
+    done = here("train", write_config(folder, TWO_STEPS), "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -213,8 +213,8 @@ def test_a_run_in_an_object_store_ends_in_the_same_initialization(tmp_path, undi
     assert storage.names("checkpoints") == ["000000", "000001", "000002"]
     assert storage.names("tensorboard/meta")[0].startswith("events.out.tfevents")
     assert_each_row_is_there_once(url)
-    assert fingerprint in cli("show", url).stdout
-    again = cli("train", config)
+    assert fingerprint in here("show", url).stdout
+    again = here("train", config)
     assert (again.returncode, "finished" in again.stderr) == (0, True)
 
 
