@@ -1,7 +1,6 @@
 """What launches clusters: the front door's bad input, a cluster of this machine for real, and recipes that only another
 machine can start, as far as they can be checked here."""
 
-import json
 import os
 import re
 import socket
@@ -17,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.cli_helpers import cli, environment, session, write_config
+from tests.cli_helpers import environment, session, write_config
 from tests.gradient_steps import GradientSteps
 
 REPOSITORY = Path(__file__).parent.parent
@@ -111,13 +110,12 @@ def counters(port, process):
 
 
 @pytest.mark.slow
-def test_a_local_cluster_takes_a_job_and_ends_in_the_same_bits(tmp_path, home):
+def test_a_local_cluster_takes_a_job_and_ends_in_the_same_bits(tmp_path, home, tiny_run):
     with tempfile.TemporaryDirectory(prefix="ray-") as short:  # Ray has sockets in it, whose names must be short
-        check_a_local_cluster(tmp_path, home, short)
+        check_a_local_cluster(tmp_path, home, short, tiny_run.state["fingerprint"])
 
 
-def check_a_local_cluster(tmp_path, home, temporary):
-    serial = cli("train", write_config(tmp_path), f"run.dir={tmp_path / 'serial'}", "--json")
+def check_a_local_cluster(tmp_path, home, temporary, fingerprint):
     gcs, dashboard, client, agent, metrics = free_ports(5)
     address = f"http://127.0.0.1:{dashboard}"
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
@@ -145,7 +143,7 @@ def check_a_local_cluster(tmp_path, home, temporary):
             steps.let_go()
             output = submit.stdout.read()
         assert submit.returncode == 0, output
-        assert json.loads(serial.stdout)["fingerprint"] in output
+        assert fingerprint in output
         assert {"agent_steps", "increments", "increment_bytes"} <= counted, output
         assert "SUCCEEDED" in cluster(env, "status", "--on", "local").stdout
         assert token.read_text() not in output + up.stderr
