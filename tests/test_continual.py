@@ -23,7 +23,7 @@ from leap_rl.processes.loop import TrainingLoop
 from leap_rl.runs.task_store import TaskStore
 from leap_rl.streaming import TaskStream
 from leap_rl.types import SHARED, BadInputError, Broadcast, Checkpoint, Task, TaskError
-from tests.cli_helpers import cli, held, kill_workers, wait_for, write_config
+from tests.cli_helpers import cli, held, here, kill_workers, wait_for, write_config
 from tests.helpers import tiny_config
 from tests.test_faults import rows_of, segments
 
@@ -209,7 +209,7 @@ CONTINUAL = {
 def undisturbed(tmp_path_factory):
     """The fingerprint of a serial run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = cli("train", write_config(folder, CONTINUAL), "--json")
+    done = here("train", write_config(folder, CONTINUAL), "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["fingerprint"]
 
