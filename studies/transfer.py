@@ -156,10 +156,10 @@ def losses() -> Iterator[Phase]:
 
 
 def continual() -> Iterator[Phase]:
-    """Steps after segments of 5, 20 and 50 thousand agent steps of four tasks under way, in place of whole tasks. They
-    have as many agent steps as BASE."""
+    """Steps after segments of 5, 20 and 50 thousand agent steps of four tasks under way, beside BASE, which steps after
+    whole tasks and has as many agent steps."""
     folder = RUNS / "continual"
-    factors = {
+    factors = {"base": list[str]()} | {
         f"segments_{thousands}": ["meta.schedule=continual", f"meta.steps={steps}", f"stream.segment_updates={updates}"]
         for thousands, updates, steps in ((5, 31, 60), (20, 125, 15), (50, 312, 6))
     }
