@@ -29,7 +29,7 @@ def megabytes(workers: int, config: str, overrides: list[str]) -> dict[str, floa
                                   stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         processes = Processes(driver.pid)
         try:
-            while len(list(Path(folder).glob("run/tasks/*/00000[2-9].safetensors"))) < workers:
+            while sum(int(f.stem) >= 2 for f in Path(folder).glob("run/tasks/*/*.safetensors")) < workers:
                 if driver.poll() is not None:
                     raise SystemExit(f"the run ended with {driver.returncode} too early")
                 time.sleep(0.1)
@@ -41,7 +41,7 @@ def megabytes(workers: int, config: str, overrides: list[str]) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=8, help="at most 16")
+    parser.add_argument("--workers", type=int, default=8, choices=range(1, len(GAMES) + 1))
     parser.add_argument("--config", default="configs/atari.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
     options = parser.parse_args()

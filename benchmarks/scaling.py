@@ -2,6 +2,7 @@
 
 python -m benchmarks.driver --workers 16 64 256 1000 > docs/scaling/driver.jsonl
 python -m benchmarks.workers --workers 16 64 > docs/scaling/workers.jsonl
+python -m benchmarks.workers --workers 16 --tasks 256 1000 --segment-seconds 1 >> docs/scaling/workers.jsonl
 python -m benchmarks.scaling
 """
 

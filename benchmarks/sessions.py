@@ -1,7 +1,9 @@
-"""What the processes of a run take of processor and memory: a driver and all that Ray starts for it are one session."""
+"""Measures what the processes of a run take of processor and memory. A driver and all that Ray starts for it are one
+session of Linux."""
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -51,22 +53,25 @@ class Processes:
         return {role: median(values) for role, values in found.items()}
 
     def kill(self) -> None:
-        """Ends all processes of the session."""
-        for pid in self._all():
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        """Kills all processes of the session, and waits until they are gone."""
+        while pids := list(self._all()):
+            for pid in pids:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
     def _all(self) -> Iterator[int]:
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it may end while we look
-                if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == self._leader:
+                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self._leader and state not in "ZX":
                     yield int(folder.name)
 
 
 def rounded(value: Any) -> Any:
-    """Returns figures as they are read."""
+    """Returns a value whose floats, however deep, have three decimals."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [rounded(item) for item in value]
-    return round(value, 2) if isinstance(value, float) else value
+    return round(value, 3) if isinstance(value, float) else value

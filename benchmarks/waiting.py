@@ -1,4 +1,4 @@
-"""A learning process that only waits, for benchmarks.workers: it has the sizes of configs/atari.yaml without its work.
+"""Defines a learning process that only waits, for benchmarks.workers: the sizes of configs/atari.yaml without its work.
 
 A task's segments last ``segment_seconds`` each, a tenth more or less. What a worker sends, saves and takes up again has
 the sizes of an agent's: 676,000 parameters of the encoder, and as much again for its optimizer.

@@ -1,7 +1,7 @@
 """Measures a run of many workers on a real Ray cluster on this machine, with tasks that only wait.
 
     python -m benchmarks.workers --workers 16 64
-    python -m benchmarks.workers --workers 16 --tasks 256 --segment-seconds 4
+    python -m benchmarks.workers --workers 16 --tasks 256 1000 --segment-seconds 1
 
 Driver, Ray, learner, workers, increments and saved tasks are real and of real sizes; only the training is not there
 (benchmarks/waiting.py). Three meta-steps: in the first the workers start, in the second a quarter of them are killed
@@ -50,7 +50,7 @@ class Events:
 
 
 def wait_for(driver: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> float:
-    """Waits until a condition holds, and returns the time. Raises RuntimeError if it does not come to it."""
+    """Waits until a condition holds, and returns the time. Raises RuntimeError if the run ends first or is too slow."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end or driver.poll() is not None:
@@ -59,12 +59,12 @@ def wait_for(driver: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -
     return time.time()
 
 
-def measure(workers: int, tasks: int, seconds: float, folder: Path) -> dict[str, Any]:
+def measure(workers: int, tasks: int, segment_seconds: float, folder: Path) -> dict[str, Any]:
     """Runs ``leap-rl train`` with many workers, and returns what it took."""
     (folder / "times").mkdir()
     file = folder / "config.yaml"
     file.write_text(json.dumps({
-        "process": "benchmarks.waiting:PROCESS", "run": {"dir": str(folder / "run")}, "segment_seconds": seconds,
+        "process": "benchmarks.waiting:PROCESS", "segment_seconds": segment_seconds, "run": {"dir": f"{folder}/run"},
         "meta": {"rule": "reptile", "steps": 3, "batch_size": tasks, "lr": 0.3, "max_task_norm": None},
         "task": {"agent_steps": SEGMENTS}, "stream": {"segment_updates": 1},
         "workers": {"count": workers}, "backend": "ray", "ray": {"address": "local"},
@@ -80,14 +80,15 @@ def measure(workers: int, tasks: int, seconds: float, folder: Path) -> dict[str,
         first = wait_for(driver, lambda: bool(events.times("begun", 0)))
         started = wait_for(driver, lambda: len(processes.by_role()["worker"]) >= workers
                            and len(events.times("begun", 0)) >= min(workers, tasks))  # fmt: skip
-        # In the second a quarter of them is killed, once half of the tasks have sent two increments.
+        # In the second a quarter of them is killed, once many tasks have sent two increments.
         wait_for(driver, lambda: len(events.times("begun", 1)) >= min(workers, tasks) // 2)
         wait_for(driver, lambda: len(events.times("made", 1, 2)) >= min(workers, tasks) // 2)
         lost = sorted(processes.by_role()["worker"])[::4]
-        killed = time.time()
+        theirs, killed = events.at_work(1, lost), time.time()
+        if not theirs:
+            raise RuntimeError("the workers to be killed had no task just then; try again")
         for pid in lost:
             os.kill(pid, signal.SIGKILL)
-        theirs = events.at_work(1, lost)
         again = wait_for(driver, lambda: all(events.times("begun", 1)[slot] > killed for slot in theirs))
         # The third is undisturbed.
         wait_for(driver, lambda: len(events.times("begun", 2)) >= min(workers, tasks))

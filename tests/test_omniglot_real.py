@@ -10,10 +10,13 @@ from leap_rl.processes.classification.omniglot import load_omniglot
 from leap_rl.types import Task
 
 ROOT = Path(__file__).parent.parent
-PLACES = [ROOT / "data/omniglot.zip", ROOT.parent / "shared/data/omniglot.zip"]
+PLACES = [ROOT / "data/omniglot.zip", *sorted(ROOT.parent.glob("*/data/omniglot.zip"))]
 SOURCE = next((place for place in PLACES if place.exists()), None)
 
-pytestmark = pytest.mark.skipif(SOURCE is None, reason=f"Omniglot is at none of {', '.join(map(str, PLACES))}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(SOURCE is None, reason="no data/omniglot.zip, neither here nor in a folder beside this one"),
+]
 
 
 def test_all_of_it_is_found():

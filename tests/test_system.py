@@ -30,7 +30,7 @@ def test_train_json_is_one_object_that_agrees_with_show(tiny_run):
 
 
 def test_every_row_is_there_once(tiny_run):
-    """The tiny_run run is the standard of the others, so its own rows are counted: 24 updates are 5 segments."""
+    """This run is the standard of the others, so its own rows are counted: 24 updates are 5 segments."""
     kinds = [row["kind"] for row in tiny_run.rows]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"meta_step": 3, "task": 9, "segment": 45}
     keys = [key_of(row) for row in tiny_run.rows]
