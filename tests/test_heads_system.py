@@ -1,4 +1,4 @@
-"""The whole network, with heads for each ROM and PopArt: the same bits in one process, and on Ray after a kill."""
+"""The whole network, with heads for each ROM and PopArt: the same bits in one process, on Ray, and after a kill."""
 
 import pytest
 
@@ -14,11 +14,12 @@ WHOLE = {
 }  # fmt: skip
 
 
-def test_heads_of_each_rom_end_in_the_same_bits_serial_and_on_ray_after_a_kill(tmp_path):
-    alone, folder = tmp_path / "alone", tmp_path / "on Ray"
-    alone.mkdir()
-    folder.mkdir()
+def test_heads_of_each_rom_end_in_the_same_bits_serial_on_ray_and_after_a_kill(tmp_path):
+    alone, one, folder = tmp_path / "alone", tmp_path / "one", tmp_path / "two"
+    for place in (alone, one, folder):
+        place.mkdir()
     serial = train(alone, changes=WHOLE)
+    assert_same_run(train(one, "backend=ray", "workers.count=1", changes=WHOLE), serial)
     run, command = folder / "run", ["train", write_config(folder, WHOLE), "backend=ray", "workers.count=2", "--json"]
     with held(folder, *command, meta_step=1, step=7) as (driver, steps):
         wait_for(lambda: in_mid_task(run), driver)

@@ -189,9 +189,10 @@ CARTPOLES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, CARTPOLES], ids=["one's own", "gymnasium"])
-def test_a_process_ends_in_the_same_bits_serial_and_on_ray_after_a_kill(tmp_path, changes):
+def test_a_process_ends_in_the_same_bits_serial_on_ray_and_after_a_kill(tmp_path, changes):
     serial = fingerprint_of(tmp_path / "serial", changes, "backend=serial")
-    folder = tmp_path / "on Ray"
+    assert fingerprint_of(tmp_path / "one", changes, "workers.count=1") == serial
+    folder = tmp_path / "two"
     folder.mkdir()
     command = ["train", write(folder, **changes), "workers.count=2", "--json"]
     with held(folder, *command, meta_step=1, step=30) as (driver, steps):

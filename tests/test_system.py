@@ -37,9 +37,9 @@ def test_every_row_is_there_once(tiny_run):
     assert len(set(keys)) == len(keys)
 
 
-def test_ray_ends_in_the_fingerprint_of_serial(tmp_path, tiny_run):
-    """On two workers. On one: tests/test_faults.py, where something hangs."""
-    result = train(tmp_path, "backend=ray", "workers.count=2")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_ends_in_the_fingerprint_of_serial(tmp_path, tiny_run, workers):
+    result = train(tmp_path, "backend=ray", f"workers.count={workers}")
     assert_same_run(result, tiny_run)
     for row in result.rows:
         if row["kind"] == "meta_step":
