@@ -1,9 +1,12 @@
 """Draws docs/scaling/processor_time.png from what benchmarks.driver and benchmarks.workers have printed.
 
-python -m benchmarks.driver --workers 16 64 256 1000 > docs/scaling/driver.jsonl
-python -m benchmarks.workers --workers 16 64 > docs/scaling/workers.jsonl
-python -m benchmarks.workers --workers 16 --tasks 256 1000 --segment-seconds 1 >> docs/scaling/workers.jsonl
-python -m benchmarks.scaling
+    python -m benchmarks.driver --workers 16 64 256 1000 > docs/scaling/driver.jsonl
+    python -m benchmarks.workers --workers 16 64 > docs/scaling/workers.jsonl
+    python -m benchmarks.workers --workers 16 --tasks 256 --segment-seconds 1 >> docs/scaling/workers.jsonl
+    python -m benchmarks.workers --workers 16 --tasks 1000 --segment-seconds 0.4 >> docs/scaling/workers.jsonl
+    python -m benchmarks.scaling
+
+Lines are of simulated workers, points of a real Ray cluster.
 """
 
 import json

@@ -304,6 +304,9 @@ def paths() -> None:
     print(f"rank correlation {correlation.statistic:+.2f} over {len(found)}, p = {correlation.pvalue:.3f}")
 
 
+PRINTED = {"compare": compare, "paths": paths}
+
+
 def summarize(stage: str) -> None:
     """Prints a table of an evaluation of one initialization and random weights, from a stage's CSV, and draws the
     learning curves. A ratio over the variants is a geometric mean, with Student's t interval of its logarithm."""
@@ -348,14 +351,14 @@ def natural(key: tuple[str, str]) -> tuple[str, str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STAGES, "compare", "paths"])
+    parser.add_argument("stage", choices=[*STAGES, *PRINTED])
     parser.add_argument(
         "--table", action="store_true", help="run nothing: from the stage's CSV, print its table and draw STAGE.png"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side; each takes one core")
     arguments = parser.parse_args()
-    if arguments.stage in ("compare", "paths"):
-        (compare if arguments.stage == "compare" else paths)()
+    if arguments.stage in PRINTED:
+        PRINTED[arguments.stage]()
         return
     if arguments.table:
         summarize(arguments.stage)
