@@ -1,4 +1,4 @@
-"""The study on Omniglot: what its arms are, and the means that it reports."""
+"""The study on Omniglot: what its arms are, and what its report keeps."""
 
 import csv
 import json
@@ -7,37 +7,76 @@ from argparse import Namespace
 import pytest
 
 from leap_rl.config_files import load_config
-from studies.omniglot_study import ARMS, CONFIG, RESULT, keys_of, report
+from studies.omniglot_study import ARMS, CONFIG, QUESTIONS, RESULT, keys_of, report
 
-STEPS = {"maml": 5, "fomaml": 5, "joint": 500, "none": 100}
+STEPS = {"maml": 5, "fomaml": 5, "joint": 500, "maml_batch": 5, "maml_adam": 5, "maml_20": 20, "fomaml_20": 20}
+RATES = {"joint": 1.0, "maml_adam": 0.003}
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", ARMS | QUESTIONS)
 def test_an_arm_is_a_configuration_at_the_authors_rates(arm):
     options = Namespace(source="somewhere.zip", overrides=["classifier.filters=8"])
     config = load_config(CONFIG, keys_of(arm, 10, 3, options))
     assert config.num_updates == STEPS.get(arm, 100)
     assert (config.run.seed, config.alphabets.split, config.alphabets.train) == (3, 3, 10)
     assert config.classifier.filters == 8
-    assert config.meta.lr == {"maml": 0.5, "fomaml": 0.5, "joint": 1.0}.get(arm, 0.1)
+    assert config.meta.lr == RATES.get(arm, 0.5 if "maml" in arm else 0.1)
     assert config.meta.batch_size * config.alphabets.per_task == (1 if arm == "none" else 5)
     assert load_config(CONFIG, keys_of(f"{arm}@0.3", 10, 3, options)).meta.lr == 0.3
 
 
-def test_a_row_is_a_mean_over_alphabets_and_the_random_arm_comes_once_a_seed(tmp_path, capsys):
-    for seed in (0, 1):
-        for arm in ("none", "leap@0.3"):
-            entries = [
-                {"arm": name, "area": {"value": area + seed}, "final": {"value": 0.5}}
-                for name, area in (("random", 0.1), ("random", 0.3), ("run", 0.2), ("run", 0.6))
-            ]
-            folder = tmp_path / f"seed{seed}" / f"{arm}-25"
-            folder.mkdir(parents=True)
-            (folder / RESULT).write_text(json.dumps({"results": entries}))
-    report(Namespace(out=str(tmp_path)))
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    found = {(row["arm"], row["seed"]): float(row["area"]) for row in rows}
-    assert len(rows) == len(found) == 6
-    assert found["random", "1"] == pytest.approx(1.2)
-    assert found["leap@0.3", "0"] == pytest.approx(0.4)
-    assert "| leap@0.3 | 25 | 0.900 [" in capsys.readouterr().out
+def finish(out, arm, seed, scores):
+    """Writes what a run of an arm and its evaluation leave: two alphabets with the scores of each of its arms."""
+    folder = out / f"seed{seed}" / f"{arm}-25"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "run").mkdir()
+    entries = [
+        {"arm": name, "game": alphabet, "area": {"value": value / 2}, "final": {"value": value}}
+        for name, values in scores.items()
+        for alphabet, value in zip(("Greek", "Korean"), values, strict=True)
+    ]
+    (folder / RESULT).write_text(json.dumps({"results": entries}))
+    rows = [f"{e['arm']},{e['game']},{step},{step / 10}" for e in entries for step in (2, 4)]
+    rows += [f"{e['arm']},{e['game']},4," for e in entries]  # the held-out drawings' row
+    (folder / "evaluation" / "curves.csv").write_text("\n".join(["arm,game,agent_steps,accuracy", *rows]))
+    lines = [
+        {"kind": "task", "meta_step": step, "accuracy": step + slot, "path_length": 1}
+        for step in (0, 1)
+        for slot in (0, 1)
+    ]
+    (folder / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"kind": "meta_step"}])))
+    (folder / "run" / "initialization.safetensors").write_text(arm)
+
+
+def rows_of(file):
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_report_keeps_every_alphabet_and_adds_to_what_was_kept_before(tmp_path, capsys):
+    results = tmp_path / "results"
+    options = Namespace(out=str(tmp_path / "first"), results=str(results))
+    finish(tmp_path / "first", "none", 0, {"random": (0.1, 0.3), "run": (0.2, 0.2)})
+    finish(tmp_path / "first", "leap", 0, {"random": (0.1, 0.3), "run": (0.4, 0.6)})
+    report(options)
+    table = capsys.readouterr().out
+    assert "| random | 25 | 0.100 [" in table  # one seed: the interval is over alphabets
+    assert "| -0.300 [-0.300, -0.300] | – | 1 |" in table  # 0.1 − 0.4 and 0.3 − 0.6
+    assert len(rows_of(results / "scores.csv")) == 6
+
+    options.out = str(tmp_path / "later")  # other runs: those of before are not at hand
+    finish(tmp_path / "later", "leap", 0, {"run": (0.5, 0.5)})
+    finish(tmp_path / "later", "leap", 1, {"run": (0.7, 0.9)})
+    report(options)
+    leap = [row for row in rows_of(results / "scores.csv") if row["arm"] == "leap"]
+    assert [(row["seed"], row["alphabet"], row["held_out_accuracy"]) for row in leap] == [
+        ("0", "Greek", "0.5"), ("0", "Korean", "0.5"), ("1", "Greek", "0.7"), ("1", "Korean", "0.9"),
+    ]  # fmt: skip
+    assert "| leap | 25 | 0.325 [" in capsys.readouterr().out
+    curve = [row for row in rows_of(results / "curves.csv") if (row["arm"], row["seed"]) == ("leap", "1")]
+    assert [(row["gradient_steps"], row["accuracy"]) for row in curve] == [("2", "0.2"), ("4", "0.4")]
+    training = [row for row in rows_of(results / "training.csv") if row["seed"] == "1"]
+    assert [(row["meta_step"], row["accuracy"]) for row in training] == [("1", "0.5"), ("2", "1.5")]
+    assert (results / "leap-25-seed1.safetensors").read_text() == "leap"
+    assert not list(results.glob("none*.safetensors"))
+    assert (results / "learning_curves.png").stat().st_size > 1000
