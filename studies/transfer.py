@@ -7,6 +7,7 @@
     python -m studies.transfer agents       one change at a time to the agent
     python -m studies.transfer optimizers   one change at a time to the meta-optimizer
     python -m studies.transfer confirmation what won, on test variants
+    python -m studies.transfer rivals       with Leap's loss term, side by side, and the ceiling, on test variants
     python -m studies.transfer longer       what is shipped, on the same variants for three times as long
     python -m studies.transfer longest      the same for half a million agent steps, in which random weights learn
     python -m studies.transfer compare      the table of the stages that have serial12 as their bar, from their CSVs
@@ -197,6 +198,17 @@ def confirmation() -> Iterator[Phase]:
     yield [[evaluation([run], ["held_out"], 5, 50_000, "serial24-held_out", "backend=ray", "workers.count=2")]]
 
 
+def rivals() -> Iterator[Phase]:
+    """Evaluates on the test variants what had 1.2 million agent steps in the screening: twelve tasks one after the
+    other without Leap's loss term and with it, and four side by side. Beside them are pretrained:variants, which had
+    twice as many, and the ceiling."""
+    kept = [str(RESULTS / "screening" / f"{name}.safetensors") for name in ("serial12", "serial_leap", "base")]
+    yield [
+        [["evaluate", "pretrained:variants", *kept, "backend=ray", "workers.count=2", "--arms", "ceiling",
+          "--seeds", "3", "--agent-steps", "50_000", "--out", str(RUNS / "rivals" / "rivals-held_out")]]
+    ]  # fmt: skip
+
+
 def longer() -> Iterator[Phase]:
     """Evaluates pretrained:variants, which the confirmation has trained, for as long as random weights need to learn
     something on most test variants."""
@@ -217,7 +229,7 @@ def longest() -> Iterator[Phase]:
 
 STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
     "ceiling": ceiling, "screening": screening, "losses": losses, "continual": continual, "agents": agents,
-    "optimizers": optimizers, "confirmation": confirmation, "longer": longer, "longest": longest,
+    "optimizers": optimizers, "confirmation": confirmation, "rivals": rivals, "longer": longer, "longest": longest,
 }  # fmt: skip
 COMPARED = ("agents", "losses", "continual", "optimizers")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # needs TensorBoard, which is an extra
 class EventSink(Sink):
     """Writes event files below ``folder()``, which is called only when the first is written.
 
+    What describes the run is written with its first numbers, so that no task waits until TensorBoard is imported.
     Points of a series from ``first_step`` on, which an interrupted session wrote, are hidden by TensorBoard.
     """
 
@@ -30,8 +31,12 @@ class EventSink(Sink):
         self._folder, self._first_step, self._measures = folder, first_step, measures
         self._hparams = hparams or {}
         self._files: dict[str, EventFile] = {}
+        self._texts: Mapping[str, str] | None = None  # which have not been written yet
 
     def about(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+
+    def _describe(self, texts: Mapping[str, str]) -> None:
         self._file(META).add_layout(layout(self._measures))
         for name, text in texts.items():
             self._file(META).add_text(name, text)
@@ -41,6 +46,9 @@ class EventSink(Sink):
             )
 
     def log(self, rows: Sequence[dict[str, Any]], points: Sequence[Point]) -> None:
+        if self._texts is not None:
+            self._describe(self._texts)
+            self._texts = None
         for point in points:
             self._file(point.series).add_scalar(point.name, point.value, point.step)
 
