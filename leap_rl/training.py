@@ -58,6 +58,7 @@ def meta_train(
     monitor.start(checkpoint, progress, notes)
 
     names = process_of(config).parts(config).training
+    begun = run.tasks.names()  # by earlier sessions
     for meta_step in range(checkpoint.meta_step, config.meta.steps if until is None else until):
         started = time.perf_counter()
         tasks = tasks_at(due(config.meta, checkpoint), names, config.meta.batch_size, config.run.seed, config.num_legs)
@@ -66,9 +67,7 @@ def meta_train(
         quorum = None if config.faults.quorum is None else Quorum(config, meta_step)
         monitor.begin_meta_step(meta_step, tasks)
         outcome = None
-        while (
-            outcome is None
-        ):  # the learner was lost in its step: the tasks run again and bring a new one their ledgers
+        while outcome is None:  # or the learner was lost in its step: the tasks bring their ledgers to a new one
             for event in backend.run_tasks(tasks, given, learner, quorum):
                 if isinstance(event, Fault):
                     monitor.log_fault(event, meta_step)
@@ -81,9 +80,10 @@ def meta_train(
         seconds = time.perf_counter() - started
         progress = advance(progress, outcome, seconds)
         drift, layers = distance(checkpoint.initialization, first), drift_by_layer(first, checkpoint.initialization)
-        monitor.log_meta_step(outcome, progress, drift, layers, seconds, backend.num_workers)
+        timed = not any(run.tasks.name_of(task.place) in begun for task in tasks)
+        monitor.log_meta_step(outcome, progress, drift, layers, seconds, backend.num_workers, timed)
         run.commit(checkpoint, progress)  # after logging: where a run stops in between, resuming drops these rows
-        monitor.show_meta_step(outcome, seconds)
+        monitor.show_meta_step(outcome, seconds, timed)
     return checkpoint
 
 

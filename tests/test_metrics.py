@@ -58,8 +58,15 @@ def test_points_of_a_game_stand_after_the_tasks_of_the_meta_steps_before():
     assert points["rllib/kl"].value == 3.0, "a mean over the updates of the segment"
 
 
-def scalars(made, config):
-    return meta_step_scalars(made, Progress(4, 500, 2000), config, drift=0.3, seconds=2.0, num_workers=4, faults=5)
+def scalars(made, config, **more):
+    totals = Progress(4, 500, 2000)
+    return meta_step_scalars(made, totals, config, drift=0.3, seconds=2.0, num_workers=4, faults=5, **more)
+
+
+def test_a_meta_step_that_two_sessions_have_trained_has_no_speed(tmp_path):
+    found = scalars(outcome(), make_config(tmp_path), timed=False)
+    assert (found["agent_steps_per_second"], found["worker_utilization"]) == (None, None)
+    assert "meta/agent_steps_per_second" not in {p.name for p in meta_step_points(outcome(), found, {}, MEASURES)}
 
 
 def test_the_numbers_of_a_meta_step(tmp_path):

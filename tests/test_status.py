@@ -54,6 +54,9 @@ def test_the_time_that_is_left_is_that_of_the_last_few_meta_steps():
     config = tiny_config(**{"meta.steps": 20})
     steps = [meta_step(number, 100.0 if number < 5 else 10.0) for number in range(10)]
     assert seconds_left(config, steps, 10, []) == pytest.approx(10 * 10)
+    resumed = {**steps[-1], "seconds": 1.0, "agent_steps_per_second": None}
+    assert seconds_left(config, [*steps, resumed], 10, []) == pytest.approx(10 * 10)
+    assert seconds_left(config, [resumed], 10, []) == pytest.approx(10)
     assert seconds_left(config, [], 0, []) is None
 
 

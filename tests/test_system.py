@@ -176,7 +176,7 @@ def scalars(folder):
 
 
 META_TAGS = [
-    "path_length", "energy", "meta_gradient_norm", "clipped_tasks", "initialization_drift", "agent_steps_per_second",
+    "path_length", "energy", "meta_gradient_norm", "clipped_tasks", "initialization_drift", "seconds",
 ]  # fmt: skip
 
 
@@ -187,6 +187,9 @@ def test_tensorboard_has_each_meta_step_once(interrupted):
         events = tags[f"meta/{name}"]
         assert [event.step for event in events] == [0, 1, 2]
         assert [event.value for event in events] == pytest.approx([row[name] for row in rows], rel=1e-6)
+    speeds = [row["agent_steps_per_second"] for row in rows]
+    assert None in speeds, "a meta-step that two sessions have trained has no speed"
+    assert [event.step for event in tags["meta/agent_steps_per_second"]] == [n for n in range(3) if speeds[n]]
     limit = TINY["meta.max_task_norm"]
     assert [row["clipped_tasks"] for row in rows] == [sum(n > limit for n in row["task_norms"]) for row in rows]
     assert any(row["clipped_tasks"] for row in rows)

@@ -73,10 +73,18 @@ def task_points(report: TaskReport, measures: Measures, steps_per_task: int) -> 
 
 
 def meta_step_scalars(
-    outcome: MetaStep, progress: Progress, config: Config, drift: float, seconds: float, num_workers: int, faults: int
-) -> dict[str, float]:
+    outcome: MetaStep,
+    progress: Progress,
+    config: Config,
+    drift: float,
+    seconds: float,
+    num_workers: int,
+    faults: int,
+    timed: bool = True,
+) -> dict[str, float | None]:
     """Returns the numbers of a meta-step by name. ``progress`` has the run's totals, this meta-step included; ``drift``
-    is the initialization's distance from the first one; ``faults`` were dealt with since the last meta-step."""
+    is the initialization's distance from the first one; ``faults`` were dealt with since the last meta-step. The speeds
+    are None unless the meta-step is ``timed``: ``seconds`` must be the time of all of it."""
     totals = {
         name: sum(task.statistics[name] for task in outcome.tasks)
         for name in ("agent_steps", "seconds", "increment_bytes")
@@ -93,8 +101,8 @@ def meta_step_scalars(
         "loss_rise_fraction": rises / max(moves, 1),
         "agent_steps": progress.agent_steps,
         "frames": progress.frames,
-        "agent_steps_per_second": totals["agent_steps"] / seconds,
-        "worker_utilization": totals["seconds"] / (num_workers * seconds),
+        "agent_steps_per_second": totals["agent_steps"] / seconds if timed else None,
+        "worker_utilization": totals["seconds"] / (num_workers * seconds) if timed else None,
         "seconds": seconds,
         "failed_tasks": len(outcome.dropped),
         "staleness": sum(outcome.staleness) / len(outcome.staleness),
@@ -107,7 +115,9 @@ def meta_step_scalars(
     }
 
 
-def meta_step_row(outcome: MetaStep, scalars: Mapping[str, float], layers: Mapping[str, float]) -> dict[str, Any]:
+def meta_step_row(
+    outcome: MetaStep, scalars: Mapping[str, float | None], layers: Mapping[str, float]
+) -> dict[str, Any]:
     """Returns the row of a meta-step, given its :func:`meta_step_scalars` and the drift of each layer."""
     return {
         "kind": "meta_step", "meta_step": outcome.meta_step, **scalars,
@@ -117,11 +127,11 @@ def meta_step_row(outcome: MetaStep, scalars: Mapping[str, float], layers: Mappi
 
 
 def meta_step_points(
-    outcome: MetaStep, scalars: Mapping[str, float], layers: Mapping[str, float], measures: Measures
+    outcome: MetaStep, scalars: Mapping[str, float | None], layers: Mapping[str, float], measures: Measures
 ) -> Iterator[Point]:
     """Yields the points of a meta-step, given its :func:`meta_step_scalars` and the drift of each layer."""
     cosine = mean_cosine(outcome.cosines)
-    values = {f"meta/{name}": value for name, value in scalars.items()}
+    values = {f"meta/{name}": value for name, value in scalars.items() if value is not None}
     values |= {} if cosine is None else {"meta/increment_cosine": cosine}
     values |= {f"layer/drift/{name}": value for name, value in layers.items()}
     for name, value in values.items():

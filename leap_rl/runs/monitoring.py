@@ -191,27 +191,30 @@ class Monitor:
         layers: Mapping[str, float],
         seconds: float,
         num_workers: int,
+        timed: bool = True,
     ) -> None:
         """Logs a meta-step. ``progress`` has the run's totals, this meta-step included; ``drift`` and ``layers`` are
-        the initialization's distance from the first one, in total and by layer."""
-        scalars = meta_step_scalars(outcome, progress, self._config, drift, seconds, num_workers, self._faults)
+        the initialization's distance from the first one, in total and by layer. It is not ``timed`` where an earlier
+        session has trained a part of it, which is not in its ``seconds``."""
+        scalars = meta_step_scalars(outcome, progress, self._config, drift, seconds, num_workers, self._faults, timed)
         self._faults = 0
         points = list(meta_step_points(outcome, scalars, layers, self._measures))
         self._log([meta_step_row(outcome, scalars, layers)], points)
 
-    def show_meta_step(self, outcome: MetaStep, seconds: float) -> None:
-        """Prints the result of a meta-step, and draws it, unless this was done a moment ago. To be called after its
-        commit."""
+    def show_meta_step(self, outcome: MetaStep, seconds: float, timed: bool = True) -> None:
+        """Prints the result of a meta-step, and draws it, unless this was done a moment ago. Must be called after its
+        commit. ``timed`` is as in :meth:`log_meta_step`."""
         self._each(lambda sink: sink.committed(outcome.checkpoint))
         if mean_cosine(outcome.cosines) is not None and importlib.util.find_spec("matplotlib") is not None:
             self._undrawn = outcome
             if time.monotonic() - self._last_picture > PICTURE_SECONDS:
                 self._draw()
         agent_steps = sum(task.statistics["agent_steps"] for task in outcome.tasks)
+        speed = f"{agent_steps / seconds:,.0f} {self._measures.step}/s, " if timed else ""
         self._say(
             f"meta-step {outcome.meta_step + 1}/{self._config.meta.steps}: "
             f"path length {outcome.path_length:.2f}, energy {outcome.energy:.3g}, "
-            f"{agent_steps / seconds:,.0f} {self._measures.step}/s, {seconds:.0f} s",
+            f"{speed}{seconds:.0f} s",
             "bold",
         )
 

@@ -77,7 +77,7 @@ class _Row(FileSchema):
     frames: Count = 0
     path_length: float = 0.0
     energy: float = 0.0
-    agent_steps_per_second: float = 0.0
+    agent_steps_per_second: float | None = 0.0  # None: not timed
     episodic_return: float | None = None
     accuracy: float | None = None
 

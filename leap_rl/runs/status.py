@@ -100,7 +100,10 @@ def seconds_left(
 ) -> float | None:
     """Returns how long the meta-steps to come will take, if they take as long as the last few did; what is done of the
     tasks under way is left out. None where no meta-step is done."""
-    recent: list[float] = [row["seconds"] for row in steps[-RECENT:]]
+    timed = [
+        row for row in steps if row.get("agent_steps_per_second", 0) is not None
+    ]  # not: a part in a session before
+    recent: list[float] = [row["seconds"] for row in (timed or steps)[-RECENT:]]
     if not recent:
         return None
     whole = config.meta.batch_size * config.task_updates * config.update_steps

@@ -98,11 +98,11 @@ def summary_table(rows: Sequence[Mapping[str, Any]], measures: Measures) -> Tabl
         shown = ", ".join(f"{name} {value:.{measures.digits}f}" for name, value in scores[:6])
         more = f" and {len(scores) - 6} more" if len(scores) > 6 else ""
         steps, frames = (sum(task.get(name, 0) for task in tasks) for name in ("agent_steps", "frames"))
-        length, energy, speed = (
-            row.get(name, math.nan) for name in ("path_length", "energy", "agent_steps_per_second")
-        )
+        length, energy = (row.get(name, math.nan) for name in ("path_length", "energy"))
+        speed = row.get("agent_steps_per_second")
         table.add_row(
-            str(row["meta_step"] + 1), f"{length:.2f}", f"{energy:.2f}", f"{steps:,}", f"{frames:,}", f"{speed:,.0f}",
+            str(row["meta_step"] + 1), f"{length:.2f}", f"{energy:.2f}", f"{steps:,}", f"{frames:,}",
+            "–" if speed is None else f"{speed:,.0f}",
             Text(printable(shown + more) or "no episode ended"),
         )  # fmt: skip
     return table
