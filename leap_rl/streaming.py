@@ -17,6 +17,7 @@ from leap_rl.types import (
     LearningProcess,
     Parcel,
     ShiftedProcess,
+    StorageError,
     Task,
     TaskError,
     Tensors,
@@ -65,14 +66,16 @@ class TaskStream:
                 increment = next(walk)
                 last = increment.last or task.num_legs > 0
                 state = self._kept(process, increment)
-            packed, residual_norm = compressor.pack(increment.meta_gradient)
-            parcel = Parcel(
-                task, ledger.next_sequence, ledger.attempt, packed, increment.path, last,
-                {**increment.statistics, "increment_bytes": sum(value.nbytes for value in packed.values())},
-                residual_norm,
-            )  # fmt: skip
-            ledger.receive(parcel)
-            self._store.save(SavedTask(ledger, state, compressor.residual if state and not increment.last else {}))
+                packed, residual_norm = compressor.pack(increment.meta_gradient)
+                parcel = Parcel(
+                    task, ledger.next_sequence, ledger.attempt, packed, increment.path, last,
+                    {**increment.statistics, "increment_bytes": sum(value.nbytes for value in packed.values())},
+                    residual_norm,
+                )  # fmt: skip
+                ledger.receive(parcel)
+                residual = compressor.residual if state and not increment.last else {}
+                data = SavedTask(ledger, state, residual).dump()
+            self._store.write(ledger, data)
             yield parcel
 
     def _start(self) -> Tensors:
@@ -129,9 +132,11 @@ def starting_weights(config: Config, task: Task, given: Mapping[str, Tensors]) -
 
 @contextmanager
 def _errors_naming(task: Task) -> Iterator[None]:
-    """Turns any exception into a TaskError that names the task."""
+    """Turns any exception into a TaskError that names the task, but for StorageError, of which no task is at fault."""
     try:
         yield
+    except StorageError:
+        raise
     except Exception as error:
         reason = str(error) if isinstance(error, TaskError) else f"{type(error).__name__}: {error}"
         raise TaskError(f"{task}: {reason}") from error

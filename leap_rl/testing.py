@@ -34,7 +34,8 @@ def check_process(name: str, changes: Mapping[str, Any] | None = None) -> None:
     ``name`` is what ``process`` of a configuration would be; ``changes`` are keys of the configuration, dotted or
     nested: a task must have two segments at least. Checked are: the same seed gives the same bits; a state that is
     loaded in another process goes on to the same bits, from every segment; increments add up to the whole path's, are
-    finite and named as the initialization; statistics are sums of the same names, with those that the measures need.
+    finite and named as the initialization; statistics are sums, ints or floats, of the same names, with those that the
+    measures need.
     """
     process_type(name)
     config = make_config(name, changes or {})
@@ -109,10 +110,17 @@ def _check_increments(config: Config, initialization: Tensors, increments: Seque
             _check(shape == known, f"{where}: meta_gradient: {key} is {shape}, in the initialization {known}")
         finite = all(bool(torch.isfinite(value).all()) for value in increment.meta_gradient.values())
         _check(finite, f"{where}: meta_gradient is not finite")
-        _check(increment.statistics.keys() >= needed, f"{where}: statistics lack {sorted(needed - names)}")
+        _check(
+            increment.statistics.keys() >= needed,
+            f"{where}: statistics lack {sorted(needed - increment.statistics.keys())}",
+        )
         _check(increment.statistics.keys() == names, f"{where}: statistics have other names than those of segment 1")
-        numbers = all(math.isfinite(value) for value in increment.statistics.values())
-        _check(numbers, f"{where}: statistics are not all finite numbers")
+        for key, value in increment.statistics.items():
+            number = isinstance(value, int | float)
+            _check(
+                number, f"{where}: statistics: {key} is of type {type(value).__name__}; it must be an int or a float"
+            )
+            _check(math.isfinite(value), f"{where}: statistics: {key} = {value} is not finite")
 
 
 def _equal(ours: Sequence[Increment], theirs: Sequence[Increment]) -> bool:

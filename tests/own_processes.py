@@ -1,5 +1,8 @@
 """Learning processes that strangers might write: each has one fault that ``check_process`` finds."""
 
+import dataclasses
+
+import numpy as np
 import torch
 
 from docs.examples.sinusoids import Sinusoid, Sinusoids, new_network
@@ -28,6 +31,41 @@ class Silent(Sinusoid):
     def loss(self, step):
         loss, statistics = super().loss(step)
         return loss, {name: value for name, value in statistics.items() if name != "frames"}
+
+
+class Tiring(Sinusoid):
+    """Counts frames in its first segment alone."""
+
+    def walk(self):
+        for number, increment in enumerate(super().walk()):
+            if number:
+                increment.statistics.pop("frames")
+            yield increment
+
+
+class Unwrapped(Sinusoid):
+    """Hands out a statistic that only looks like a number."""
+
+    def walk(self):
+        for increment in super().walk():
+            increment.statistics["frames"] = torch.tensor(increment.statistics["frames"])
+            yield increment
+
+
+class Listed(Sinusoid):
+    def walk(self):
+        for increment in super().walk():
+            increment.meta_gradient.update({key: value.tolist() for key, value in increment.meta_gradient.items()})
+            yield increment
+
+
+class Counted(Sinusoid):
+    """Has no fault: a loop may count in tensors and in NumPy's numbers."""
+
+    def loss(self, step):
+        loss, statistics = super().loss(step)
+        counted = {"frames": torch.tensor(10), "steps": np.int64(1), "negative_loss_sum": -loss}
+        return loss, statistics | counted | {"exact_sum": np.float32(0.5)}
 
 
 class Renamed(Sinusoid):
@@ -62,6 +100,7 @@ def record(process):
 
 
 LOSSLESS, DICE, SILENT, RENAMED, ENDLESS, DOUBLED = map(record, (Lossless, Dice, Silent, Renamed, Endless, Doubled))
+TIRING, UNWRAPPED, LISTED, COUNTED = map(record, (Tiring, Unwrapped, Listed, Counted))
 
 
 class Forgetful(Sinusoids):
@@ -69,8 +108,14 @@ class Forgetful(Sinusoids):
         return {name: value.detach() for name, value in new_network().named_parameters()}
 
 
+class Plain(Sinusoids):
+    """Shows nothing but its score."""
+
+    measures = dataclasses.replace(Sinusoids.measures, means={})
+
+
 class Older(Sinusoids):
     interface = 0
 
 
-FORGETFUL, OLDER, CLASS, NUMBER = Forgetful(), Older(), Sinusoids, 3
+FORGETFUL, PLAIN, OLDER, CLASS, NUMBER = Forgetful(), Plain(), Older(), Sinusoids, 3

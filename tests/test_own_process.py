@@ -10,15 +10,20 @@ import pytest
 import yaml
 
 from leap_rl.config_files import parse_config
-from leap_rl.processes import process_type
+from leap_rl.evaluation.results import _curves_csv
+from leap_rl.files.storage import open_storage
+from leap_rl.processes import initial_parameters, process_of, process_type
 from leap_rl.processes.registry import _given
 from leap_rl.runs.run_files import read_metrics
-from leap_rl.testing import ProcessError, check_process, make_config
-from leap_rl.types import BadInputError
+from leap_rl.runs.task_store import TaskStore
+from leap_rl.streaming import TaskStream
+from leap_rl.testing import ProcessError, check_process, make_config, walk
+from leap_rl.types import SHARED, BadInputError, Broadcast, Task, TaskError
 from tests.cli_helpers import cli, environment, held, kill_workers, wait_for
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SINUSOIDS = "docs.examples.sinusoids:PROCESS"
+TASK = Task(0, 0, "7", seed=3)
 OURS = {
     "a2c": {
         "tasks": {"games": ["pong"]}, "agent": {"lr": 1e-4, "num_envs": 2}, "task.agent_steps": 200,
@@ -67,7 +72,9 @@ def test_our_own_processes_do(name):
     [
         ("LOSSLESS", "state() leaves something out"),
         ("DICE", "the same seed gives other increments"),
-        ("SILENT", "statistics lack ['frames']"),
+        ("SILENT", "segment 1: statistics lack ['frames']"),
+        ("TIRING", "segment 2: statistics lack ['frames']"),
+        ("UNWRAPPED", "segment 1: statistics: frames is of type Tensor; it must be an int or a float"),
         ("RENAMED", "theirs is (40, 1), in the initialization None"),
         ("ENDLESS", "last must be true of the last segment alone"),
         ("DOUBLED", "do not add up to the whole path's"),
@@ -90,6 +97,35 @@ def test_what_a_loop_does_not_carry_out_is_refused(key, value):
     with pytest.raises(BadInputError) as error:
         make_config(SINUSOIDS, {key: value})
     assert str(error.value) == f"{key} = {value}: process = {SINUSOIDS} does not have it"
+
+
+def test_a_loop_may_count_in_tensors_and_a_run_has_them_as_numbers():
+    check_process("tests.own_processes:COUNTED")
+    config = make_config("tests.own_processes:COUNTED", {})
+    [increment, *_], _ = walk(config, TASK, initial_parameters(config, 0))
+    found = {name: (type(value), value) for name, value in increment.statistics.items()}
+    assert (found["frames"], found["steps"], found["exact_sum"]) == ((int, 70), (int, 7), (float, 3.5))
+    assert found["negative_loss_sum"] == (float, -found["loss_sum"][1])
+
+
+@pytest.mark.parametrize(("fault", "said"), [("UNWRAPPED", "TypeError: "), ("LISTED", "AttributeError: ")])
+def test_what_a_process_hands_out_is_its_tasks_own_fault(tmp_path, fault, said):
+    """Nothing of it has been stored, and the run goes on without the task."""
+    config = make_config(f"tests.own_processes:{fault}", {})
+    store, given = TaskStore(open_storage(str(tmp_path))), Broadcast({SHARED: initial_parameters(config, 0)})
+    with pytest.raises(TaskError, match=rf"^7 \(meta-step 0, slot 0\): {said}"):
+        list(TaskStream(config, store, TASK, given).increments())
+    assert store.load(TASK) is None
+
+
+def test_the_curves_of_a_process_have_the_means_that_it_shows(tmp_path):
+    config = make_config("tests.own_processes:PLAIN", {})
+    store, given = TaskStore(open_storage(str(tmp_path))), Broadcast({SHARED: initial_parameters(config, 0)})
+    stream = TaskStream(config, store, TASK, given)
+    list(stream.increments())
+    header, *rows = _curves_csv([stream.ledger], process_of(config).measures).splitlines()
+    assert header.endswith(",steps,negative_loss,path_length,energy,moves,loss_rises")
+    assert len(rows) == len(stream.ledger.reports)
 
 
 # Names

@@ -14,7 +14,7 @@ from leap_rl.runs.metrics import task_row
 from leap_rl.runs.status import under_way
 from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.streaming import TaskStream
-from leap_rl.types import SHARED, Broadcast, StorageError, Task, TaskError
+from leap_rl.types import SHARED, Broadcast, Start, StorageError, Task, TaskError
 from tests.helpers import parcels, tiny_config
 
 TASK = Task(round=3, slot=1, name="space_invaders", seed=11)
@@ -180,6 +180,25 @@ def test_what_a_process_raises_names_the_task(storage):
         list(
             TaskStream(PLAIN, TaskStore(storage), TASK, Broadcast({SHARED: {"encoder.x": torch.zeros(1)}})).increments()
         )
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        dataclasses.replace(TASK, leg=1, num_legs=3),
+        dataclasses.replace(TASK, start=Start("ceiling", after=dataclasses.replace(TASK, round=2))),
+    ],
+    ids=["the leg before", "the task whose weights it starts from"],
+)
+def test_storage_that_cannot_be_read_is_not_the_tasks_fault(storage, monkeypatch, task):
+    stream = take_up(storage, PLAIN, task=task)
+
+    def stale(_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(os, "listdir", stale)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        next(stream.increments())
 
 
 def test_storage_that_fails_is_not_the_tasks_fault(storage, monkeypatch):

@@ -126,7 +126,7 @@ def collect(plan: Plan, storage: Storage) -> None:
 def columns_of(measures: Measures) -> tuple[str, ...]:
     """Returns the columns of curves.csv."""
     held_out = (measures.held_out_score,) if measures.held_out_counts else ()
-    further = ("entropy", "loss") if "entropy" in measures.means else ("loss",)
+    further = tuple(name for name in ("entropy", "loss") if name in measures.means)
     paths = ("path_length", "energy", "moves", "loss_rises")
     scored = (measures.counts[1], measures.score)
     return ("arm", "game", "seed", "agent_steps", "frames", *scored, *held_out, *paths, *further)

@@ -6,7 +6,7 @@ docs/examples/sinusoids.py is one. A process that does not fit is written agains
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class TrainingLoop(ABC, Generic[C]):
         self.step += 1
         counted = {"updates": 1, "loss_sum": float(loss.detach()), "seconds": time.perf_counter() - started}
         for name, value in (dict(statistics) | counted).items():
-            sums[name] = sums.get(name, 0) + value
+            sums[name] = sums.get(name, 0) + _as_number(value)
 
     def shift(self, change: Tensors) -> None:
         """Adds the initialization's change to the parameters, and to the open end of the path: name → tensor."""
@@ -115,3 +115,9 @@ class TrainingLoop(ABC, Generic[C]):
         self.path.load_state(below(state, "path/"))
         self.load_extra_state(below(state, "extra/"))
         self.step = int(state["step"])
+
+
+def _as_number(value: Any) -> float:
+    """Returns a statistic as JSON can have it: a tensor or a scalar of NumPy as the int or float that it holds."""
+    number: float = value.item() if hasattr(value, "item") else value
+    return number
