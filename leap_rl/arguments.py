@@ -141,7 +141,11 @@ def make_parser() -> argparse.ArgumentParser:
     play.add_argument("--seed", metavar="S", type=int, default=0, help="of training and play (default 0)")
     play.add_argument("--seconds", metavar="T", type=int, default=20, help="length of the clip (default 20)")
     play.add_argument(
-        "--out", metavar="FILE", type=_path, required=True, help="a new file, whose name ends in .gif or .mp4"
+        "--out",
+        metavar="FILE",
+        type=_path,
+        required=True,
+        help="a file to write or overwrite, whose name ends in .gif or .mp4",
     )
     play.set_defaults(command=commands.play, overrides=[])
 

@@ -13,7 +13,8 @@ from leap_rl.backends import try_cluster
 from leap_rl.config import Config
 from leap_rl.extras import MODULES
 from leap_rl.processes import resolve
-from leap_rl.types import LeapRLError
+from leap_rl.runs.admission import check_directory
+from leap_rl.types import BadInputError, LeapRLError
 
 GIGABYTE = 1 << 30
 SHARED_MEMORY, FREE_DISK, OPEN_FILES = GIGABYTE // 2, GIGABYTE, 4096  # the least that is no problem
@@ -161,12 +162,15 @@ def disk(config: Config) -> Iterator[Finding]:
     if "://" in config.run.dir:
         return
     folder = Path(config.run.dir).absolute()
+    try:
+        check_directory(folder)
+    except BadInputError as error:
+        yield Finding(True, str(error))
+        return
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK):
-        yield Finding(True, f"run.dir = {config.run.dir}: {folder} is not writable: choose another run.dir")
-    elif free < FREE_DISK:
+    if free < FREE_DISK:
         yield Finding(True, f"run.dir = {config.run.dir}: {free / GIGABYTE:.1f} GiB are free: make room")
     else:
         yield Finding(False, f"run.dir = {config.run.dir}: {free / GIGABYTE:,.0f} GiB are free")

@@ -23,7 +23,7 @@ from benchmarks.peers.environments import SB3, make_environment
 from leap_rl.atari.vector import background
 from leap_rl.config_files import load_config
 from leap_rl.processes import initial_parameters, resolve, start_process
-from leap_rl.processes.a2c.config import A2CConfig
+from leap_rl.processes.atari import AtariConfig
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Task
 
@@ -37,11 +37,11 @@ LABELS = {
     "rllib": "process: rllib, A2C",
 }  # the keys are the systems in names of files, game_system_seedN.csv
 RANDOM_SCORE = {"pong": -20.7, "breakout": 1.7}  # Mnih et al. 2015, extended data table 2
-SB3_SCRIPT = Path(__file__).parent / "peers" / "sb3_a2c.py"
+SB3_SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peers" / "sb3_a2c.py"
 RLLIB = ("process=rllib", "rllib.algorithm=A2C", "env.center=none")  # process: rllib has no centring
 
 
-def ours(config: A2CConfig, game: str) -> Iterator[dict[str, float]]:
+def ours(config: AtariConfig, game: str) -> Iterator[dict[str, float]]:
     """Yields the rows of the configured process on ``game``: our A2C, or RLlib's."""
     task = Task(0, 0, game, derive_seed(config.run.seed, Purpose.TASK, 0, 0))
     initialization = initial_parameters(config, derive_seed(config.run.seed, Purpose.INITIALIZATION))
@@ -57,7 +57,7 @@ def ours(config: A2CConfig, game: str) -> Iterator[dict[str, float]]:
         }
 
 
-def sb3(config: A2CConfig, game: str) -> Iterator[dict[str, float]]:
+def sb3(config: AtariConfig, game: str) -> Iterator[dict[str, float]]:
     """Yields the rows of Stable-Baselines3's A2C at the same settings, from a process in its own environment."""
     python = make_environment("sb3", SB3)
     settings = {
@@ -79,7 +79,7 @@ def sb3(config: A2CConfig, game: str) -> Iterator[dict[str, float]]:
 def run(options: argparse.Namespace) -> None:
     """Trains on each game and writes its learning curve."""
     config = load_config(options.config, options.overrides)
-    assert isinstance(config, A2CConfig)
+    assert isinstance(config, AtariConfig)
     row_updates = ROW_STEPS // (config.agent.num_envs * config.agent.unroll)
     overrides = [*options.overrides, f"stream.segment_updates={row_updates}"]
     name, rows = ("sb3", sb3) if options.sb3 else ("leap_rl", ours)
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
                 raise SystemExit(f"{game}: process: rllib has no env.center, and the background of {game} is not 0")
         name, overrides = "rllib", [*overrides, *RLLIB]
     config = resolve(load_config(options.config, overrides))
-    assert isinstance(config, A2CConfig)
+    assert isinstance(config, AtariConfig)
     options.out.mkdir(parents=True, exist_ok=True)
     for game in options.games:
         path = options.out / f"{game}_{name}_seed{config.run.seed}.csv"

@@ -140,6 +140,16 @@ def test_a_full_disk_and_a_folder_that_is_not_writable(tmp_path, monkeypatch):
     assert list(doctor.disk(tiny_config(**{"run.dir": "s3://bucket/run"}))) == []
 
 
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_a_run_directory_that_is_a_file_or_below_one(tmp_path, run_main, below):
+    (tmp_path / "file").touch()
+    run_dir = tmp_path / "file" / below
+    found = one(doctor.disk(tiny_config(**{"run.dir": str(run_dir)})))
+    assert found.is_problem
+    code, _, stderr = run_main("train", write_config(tmp_path), f"run.dir={run_dir}")
+    assert (code, stderr) == (2, f"error: {found.text}\n")
+
+
 def test_a_small_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(64 << 20, 0, 0))  # what Docker gives by default
     assert "64 MiB" in one(doctor.shared_memory(tmp_path)).text

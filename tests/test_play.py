@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import itertools
+import os
 import shutil
 
 import cv2
@@ -167,6 +168,7 @@ def test_a_clip_that_cannot_be_made_is_said_and_the_report_is_written(evaluation
     [
         ("clip.avi", (), "must end in .gif or .mp4"),
         ("nowhere/clip.gif", (), "nowhere is not a directory"),
+        ("there.gif", (), "there.gif: is a directory"),
         ("clip.gif", ("--seconds", "0"), "--seconds 0: must be at least 1"),
         ("clip.gif", ("--agent-steps", "-1"), "--agent-steps -1: must be at least 0"),
         ("clip.gif", ("--seed", "-1"), "--seed -1: must be at least 0"),
@@ -175,6 +177,28 @@ def test_a_clip_that_cannot_be_made_is_said_and_the_report_is_written(evaluation
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, out, options, said):
+    (tmp_path / "there.gif").mkdir()
     code = play(tmp_path / out, *options)
     assert_one_line(code, *capsys.readouterr(), said)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there.gif"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_clip_that_may_not_be_written_is_said_before_any_training(tmp_path, capsys, monkeypatch, exists):
+    out = tmp_path / "clip.gif"
+    if exists:
+        out.write_bytes(b"before")
+    refused = out if exists else tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (refused, os.W_OK))
+    monkeypatch.setattr("leap_rl.evaluation.clip.trained", lambda *_: 1 / 0)
+    assert_one_line(play(out), *capsys.readouterr(), f"--out {out}: is not writable")
+
+
+def test_an_mpeg_that_opencv_cannot_write_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("leap_rl.evaluation.clip.check_out", lambda _: None)
+    (tmp_path / "clip.mp4").mkdir()
+    code = play(tmp_path / "clip.mp4")
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.endswith(f"error: --out {tmp_path}/clip.mp4: OpenCV cannot write it\n")
+    assert captured.out == ""

@@ -4,6 +4,7 @@ Every arm trains the task that an evaluation would train, and then plays. The sa
 """
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +46,10 @@ def check_out(out: Path) -> None:
         raise BadInputError(f"--out {out}: must end in {' or '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise BadInputError(f"--out {out}: {out.parent} is not a directory")
+    if out.is_dir():
+        raise BadInputError(f"--out {out}: is a directory")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise BadInputError(f"--out {out}: is not writable")
 
 
 def trained(plan: Plan, agent_steps: int, stream: TextIO = sys.stderr) -> Iterator[tuple[str, LearningProcess]]:
@@ -142,5 +147,7 @@ def write_clip(frames: Iterator[Image.Image], out: Path) -> None:
     for frame in frames:
         pixels: NDArray[np.uint8] = np.asarray(frame)[..., ::-1]
         video = video or cv2.VideoWriter(str(out), cv2.VideoWriter.fourcc(*"mp4v"), FRAMES_A_SECOND, frame.size)
+        if not video.isOpened():  # which OpenCV raises no error for
+            raise BadInputError(f"--out {out}: OpenCV cannot write it")
         video.write(np.ascontiguousarray(pixels))
     video.release()
