@@ -81,6 +81,8 @@ class PathAccumulator:
     ) -> None:
         if metric not in ("energy", "length"):
             raise ValueError(f"metric must be 'energy' or 'length', not {metric!r}")
+        if loss_difference not in ("successive", "paired"):
+            raise ValueError(f"loss_difference must be 'successive' or 'paired', not {loss_difference!r}")
         self.metric, self.use_loss, self.stabilizer = metric, use_loss, stabilizer
         self.paired = loss_difference == "paired"
         self.failed: str | None = None  # why the path contributes nothing, or None

@@ -197,6 +197,11 @@ def test_an_unknown_metric_is_refused(metric):
         PathAccumulator(metric)
 
 
+def test_an_unknown_loss_difference_is_refused():
+    with pytest.raises(ValueError, match="loss_difference must be 'successive' or 'paired', not 'pair'"):
+        PathAccumulator(loss_difference="pair")
+
+
 def test_a_module_stands_for_its_parameters_and_their_gradients():
     """Those that are trained: what is frozen is no part of the path."""
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
