@@ -69,6 +69,22 @@ def url(request, tmp_path):
             return request.getfixturevalue("s3")(folder)
 
 
+def test_two_hosts_whose_processes_have_one_number_may_write_at_once(tmp_path, monkeypatch):
+    """Containers on one NFS, each with its own count of processes: the second writes while the first waits for its
+    disk."""
+    storage, fsync, others = LocalStorage(str(tmp_path)), os.fsync, [b"second"]
+
+    def slow(handle):
+        fsync(handle)
+        if others:
+            storage.write("file", others.pop())
+
+    monkeypatch.setattr(os, "fsync", slow)
+    storage.write("file", b"first")
+    assert storage.read("file") == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_files_are_written_listed_replaced_and_removed(url):
     storage = open_storage(url)
     assert storage.names() == storage.names("a") == []

@@ -7,6 +7,7 @@ new ones. Names are relative, with forward slashes. Failures are raised as Stora
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 import threading
@@ -135,13 +136,13 @@ class LocalStorage(Storage):
 
     def write(self, name: str, data: bytes) -> None:
         path = self._within(name)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two attempts at a task may write at once
+        # Two attempts at a task may write at once, in containers whose processes have the same numbers.
+        aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         with self._explained():
             os.stat(self.path)  # a run directory that was removed meanwhile must not reappear with one file
             new_folders = [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                aside.unlink(missing_ok=True)
                 with aside.open("xb") as file:
                     file.write(data)
                     file.flush()
