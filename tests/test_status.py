@@ -70,6 +70,20 @@ def test_what_is_printed(run, capsys):
     assert json.loads(capsys.readouterr().out)["tasks"][1]["name"] == "game-2"
 
 
+def test_rows_of_another_version_need_not_have_everything(run, capsys, tmp_path):
+    lacking = [{"kind": kind, "meta_step": 0, "slot": 0} for kind in ("task", "segment", "meta_step")]
+    lacking += [{"kind": "segment", "meta_step": 1, "slot": 0}, {"kind": "segment", "meta_step": 1}]
+    (run / METRICS).write_bytes(
+        jsonl([*lacking, {"kind": "segment", "meta_step": 1, "slot": 2, "task_agent_steps": 9}])
+    )
+    assert main(["status", str(run), "--html", str(tmp_path / "page.html")]) == 0
+    said = capsys.readouterr().out
+    assert "time left  not known" in said
+    assert said.endswith("\n  –: 9 agent steps (4%)\n")
+    (run / METRICS).write_bytes(jsonl([{**row, "seconds": "long"} for row in ROWS]))
+    assert status_of(str(run)).core_hours == 0, "these are no rows"
+
+
 def test_a_finished_run_is_not_watched_any_longer(tmp_path, capsys):
     folder = make_run(tmp_path, last=3)
     assert main(["status", str(folder), "--watch"]) == 0

@@ -73,8 +73,11 @@ class _Row(FileSchema):
     meta_step: Count
     slot: Count = 0
     game: str | None = None
+    attempt: Count = 0
+    task_agent_steps: Count = 0
     agent_steps: Count = 0
     frames: Count = 0
+    seconds: float = 0.0
     path_length: float = 0.0
     energy: float = 0.0
     agent_steps_per_second: float | None = 0.0  # None: not timed

@@ -61,14 +61,16 @@ def status_of(url: str) -> Status:
     since = None
     if isinstance(storage, LocalStorage) and METRICS in names:
         since = time.time() - (storage.path / METRICS).stat().st_mtime
-    trained = sum(row["seconds"] for row in rows if row["kind"] == "task") + sum(task.seconds for task in tasks)
+    trained = sum(row.get("seconds", 0.0) for row in rows if row["kind"] == "task") + sum(
+        task.seconds for task in tasks
+    )
     return Status(
         run=storage.url,
         meta_step=meta_step,
         meta_steps=config.meta.steps,
         steps_per_task=config.task_updates * config.update_steps,
         agent_steps=progress.agent_steps,
-        agent_steps_per_second=steps[-1]["agent_steps_per_second"] if steps else None,
+        agent_steps_per_second=steps[-1].get("agent_steps_per_second") if steps else None,
         tasks=tasks,
         faults=sum(row["kind"] == "fault" for row in rows),
         core_hours=trained * config.workers.cpus / 3600,
@@ -78,7 +80,8 @@ def status_of(url: str) -> Status:
 
 
 def under_way(rows: Sequence[Mapping[str, Any]], places: set[Place]) -> list[TaskStatus]:
-    """Returns the tasks at ``places`` that have begun, as the rows of their segments say."""
+    """Returns the tasks at ``places`` that have begun, as the rows of their segments say. Rows may lack what another
+    version of this program, or another program, has not written."""
     newest: dict[Place, Mapping[str, Any]] = {}
     seconds: dict[Place, float] = {}
     attempts: dict[Place, set[int]] = {}
@@ -86,12 +89,12 @@ def under_way(rows: Sequence[Mapping[str, Any]], places: set[Place]) -> list[Tas
         place = (row["meta_step"], row.get("slot", -1))
         if row["kind"] == "segment" and place in places:
             newest[place] = row
-            seconds[place] = seconds.get(place, 0.0) + row["seconds"]
-            attempts.setdefault(place, {0}).add(row["attempt"])
+            seconds[place] = seconds.get(place, 0.0) + row.get("seconds", 0.0)
+            attempts.setdefault(place, {0}).add(row.get("attempt", 0))
     return [
-        TaskStatus(row["game"], row["task_agent_steps"], seconds[place], len(attempts[place]) - 1)
+        TaskStatus(row.get("game") or "–", row["task_agent_steps"], seconds[place], len(attempts[place]) - 1)
         for place, row in sorted(newest.items())
-        if row["task_agent_steps"]
+        if row.get("task_agent_steps")
     ]
 
 
@@ -100,6 +103,7 @@ def seconds_left(
 ) -> float | None:
     """Returns how long the meta-steps to come will take, if they take as long as the last few did; what is done of the
     tasks under way is left out. None where no meta-step is done."""
+    steps = [row for row in steps if "seconds" in row]
     timed = [
         row for row in steps if row.get("agent_steps_per_second", 0) is not None
     ]  # not: a part in a session before

@@ -1,5 +1,6 @@
 """Shows how a run stands as an HTML page, while it trains or afterwards (``leap-rl status --html``)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,17 +47,17 @@ def meta_training_curves(
     """Draws the path length, which Leap makes shorter, and each task's score, against the meta-step."""
     figure = new_figure(9, 3.2)
     left, right = figure.subplots(1, 2)
-    left.plot(
-        [row["meta_step"] for row in steps], [row["path_length"] for row in steps], "o-", color="C0", markersize=3
-    )
+    lengths = [row.get("path_length", math.nan) for row in steps]
+    left.plot([row["meta_step"] for row in steps], lengths, "o-", color="C0", markersize=3)
     left.set_title("path length, mean over the tasks")
-    for name in sorted({row["game"] for row in tasks}):
-        points = [(row["meta_step"], row.get(measures.score)) for row in tasks if row["game"] == name]
+    names = sorted({row.get("game") or "–" for row in tasks})
+    for name in names:
+        points = [(row["meta_step"], row.get(measures.score)) for row in tasks if (row.get("game") or "–") == name]
         right.plot(*zip(*points, strict=True), "o-", markersize=3, label=label(name))
     right.set_title(f"{measures.score_text} of each {measures.task}, mean over a task")
     for axis in (left, right):
         axis.set_xlabel("meta-step")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    if 0 < len({row["game"] for row in tasks}) <= 12:
+    if 0 < len(names) <= 12:
         right.legend(fontsize=7)
     return figure
