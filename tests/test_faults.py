@@ -143,7 +143,7 @@ def test_failing_tasks_lost_workers_and_lost_learners_change_nothing(tmp_path):
     config, serial = compressed(tmp_path, "int8")
     run = tmp_path / "run"
     steps = GradientSteps(tmp_path / "saboteur")
-    kill = once(tmp_path, "import ray; ray.kill(self._learner)")
+    kill = once(tmp_path, "import ray; ray.kill(self._learner.actor)")
     sabotage(tmp_path, "backends.ray", 'before(module.RayBackend, "meta_step", do)', kill)
     sabotage_a_task(tmp_path, once(tmp_path, RAISES))
     steps.hold(1, 12)

@@ -50,25 +50,24 @@ import sys
 
 import ray
 
+from leap_rl.backends import learner_handle
 from leap_rl.backends import ray as backend
 from leap_rl.backends.ray import RayBackend
 from leap_rl.cli import main
 
-backend.POLL_SECONDS = 0.05  # it asks more than once in a task, however fast that is
-ask = RayBackend._ask
+backend.POLL_SECONDS = learner_handle.POLL_SECONDS = 0.05  # it asks more than once in a task, however fast that is
+news = RayBackend._news
 
 
-def ask_too_late(self, reference):
-    seen = {place: work.segments for place, work in self._work.items() if work.segments}
-    if self._running and seen and not hasattr(self, "too_late"):
+def news_too_late(self):
+    if self._running and any(work.segments for work in self._work.values()) and not hasattr(self, "too_late"):
         self.too_late = True
         ray.wait(list(self._running))
-        ray.kill(self._learner)
-        reference = self._learner.poll.remote(seen, [])
-    return ask(self, reference)
+        ray.kill(self._learner.actor)
+    return news(self)
 
 
-RayBackend._ask = ask_too_late
+RayBackend._news = news_too_late
 raise SystemExit(main(sys.argv[1:]))
 """
 

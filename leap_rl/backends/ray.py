@@ -20,9 +20,10 @@ from ray.exceptions import RayTaskError
 from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from leap_rl.backends.actors import Learner, News, Worker
+from leap_rl.backends.actors import News, Worker
 from leap_rl.backends.backend import after_error
 from leap_rl.backends.cluster import check_code, check_nodes, fits, join, leave, own_node, room
+from leap_rl.backends.learner_handle import LearnerHandle
 from leap_rl.backends.work import Assignment, LostError, StartingWorker, Work, answer, explained
 from leap_rl.config import Config
 from leap_rl.meta.collector import Collector
@@ -42,9 +43,9 @@ from leap_rl.types import (
     TaskReport,
 )
 
-POLL_SECONDS = 1.0  # time between polls of the learner while tasks run
+POLL_SECONDS = 1.0  # time that the driver waits for a worker to be ready, done or lost before it asks the learner
 NOTICE_SECONDS = 60.0  # time without progress before a notice is yielded
-MAX_LOSSES = 5  # workers that one task may lose within a segment, or learners in a row, before the run stops
+MAX_LOSSES = 5  # workers that one task may lose within a segment before the run stops
 MAX_FAILED_STARTS = 20  # workers in a row that may die before they are ready, before the run stops
 
 
@@ -58,7 +59,7 @@ class RayBackend:
             config = config.model_copy(update={"run": run})
         self._config = config
         self._cost = process_of(config).seconds_per_step
-        self._learner: Any = None
+        self._learner = LearnerHandle(config.faults.segment_timeout)
         self._workers: dict[Any, str | None] = {}  # worker → the node it is bound to, if any
         self._starting: dict[Any, StartingWorker] = {}  # Ray's reference to ready() → the worker that starts
         self._idle: list[Any] = []
@@ -68,10 +69,7 @@ class RayBackend:
         self._failed_starts = 0  # number of workers in a row that died before they were ready
         self._late_starts = 0  # number of workers in a row that were stopped because they started too slowly
         self._batch: list[Place] = []  # the tasks that the next meta-step averages; all their reports were seen
-        self._question: Any = None  # Ray's reference to a poll of the learner that is not answered yet
-        self._asked = self._last_progress = 0.0  # monotonic times: of that poll; of the latest progress or notice
-        self._learner_code: Any = None  # Ray's reference to the learner's ready(), until it is checked
-        self._late_answers = self._lost_learners = self._lost_steps = 0  # numbers of learners in a row
+        self._last_progress = 0.0  # monotonic time of the latest progress or notice
         self._num_announced = 0  # number of workers without a place in the latest notice
 
     @property
@@ -98,12 +96,12 @@ class RayBackend:
     def run_tasks(
         self, tasks: Sequence[Task], given: Broadcast, collector: Callable[[], Collector], quorum: Quorum | None = None
     ) -> Iterator[TaskReport | Fault | Notice]:
-        self._given, self._make_collector = ray.put(given), collector
+        self._given = ray.put(given)
         self._waiting.extend(longest_first([task for task in tasks if task.place not in self._work], self._cost))
         self._work = {task.place: self._work.get(task.place, Work(task)) for task in tasks}
         self._waiting = deque(task for task in self._waiting if task.place in self._work)
-        if self._learner is None:
-            self._start_learner()
+        if self._learner.actor is None:
+            self._learner.start(collector)
         self._last_progress = time.monotonic()
         while True:
             own_node()
@@ -115,7 +113,8 @@ class RayBackend:
             try:
                 news = self._news()
             except LostError as error:
-                yield self._replace_learner(error)
+                yield self._learner.replace(error, collector)
+                self._count(restarts=1)
                 continue
             if news:
                 yield from self._hear(news.reports)
@@ -133,7 +132,7 @@ class RayBackend:
         late = quorum.late or set()
         for place in sorted(late):
             work = self._work[place]
-            self._learner.drop.remote(work.task, quorum.reason)
+            self._learner.drop(work.task, quorum.reason)
             if not work.left_out:
                 work.left_out = True
                 yield Fault(work.task, f"{work.task}: left out: {quorum.reason}")
@@ -155,23 +154,20 @@ class RayBackend:
                 assigned[report.task.place].heard = time.monotonic()
             yield report
 
-    def meta_step(self) -> MetaStep | None:
-        try:
-            outcome: MetaStep = self._ask(self._learner.step.remote(self._batch))
-        except LostError as error:
-            self._lost_steps += 1
-            if self._lost_steps == MAX_LOSSES:
-                raise LeapRLError(
-                    f"{MAX_LOSSES} Leap learners in a row died at one step; the last one "
-                    f"{explained(error, self._learner)}"
-                ) from error
-            ray.kill(self._learner)  # it may only be stuck, and step later
-            return None
-        self._lost_steps = 0
-        self._count(meta_steps=1)
-        return outcome
+    def _news(self) -> News | None:
+        """Returns the learner's news, or None if it has not answered yet. Raises LostError if it is lost."""
+        starting = [start.worker._actor_id.hex() for start in self._starting.values()]
+        news = self._learner.news({place: work.segments for place, work in self._work.items()}, starting)
+        if news is None:  # without the learner's news, workers must not count as silent
+            for assignment in self._running.values():
+                assignment.heard = time.monotonic()
+        return news
 
-    # -------------------------------------------------------------------------------------- workers
+    def meta_step(self) -> MetaStep | None:
+        outcome = self._learner.step(self._batch)
+        if outcome is not None:
+            self._count(meta_steps=1)
+        return outcome
 
     def _hire(self) -> None:
         """Creates the actors of missing workers, but not more than there are tasks. Ray places them as soon as a node
@@ -195,7 +191,7 @@ class RayBackend:
         while self._waiting and self._idle:
             worker, task = self._idle.pop(), self._waiting.popleft()
             work = self._work_on(task)
-            done = worker.run_task.remote(task, self._given, work.attempts, self._learner)
+            done = worker.run_task.remote(task, self._given, work.attempts, self._learner.actor)
             work.attempts += 1
             self._running[done] = Assignment(worker, task, time.monotonic())
 
@@ -250,7 +246,7 @@ class RayBackend:
             if again:
                 self._waiting.appendleft(task)
             else:
-                self._learner.drop.remote(task, str(error))
+                self._learner.drop(task, str(error))
             yield fault
         except LostError as error:
             if not forgotten:
@@ -321,68 +317,7 @@ class RayBackend:
                 self._num_announced = missing
                 yield Notice(f"workers that wait for a node with room: {missing}; each asks for {room(self._config)}")
             else:
-                yield Notice(f"the Leap learner has not answered for {now - self._asked:.0f} s")
-
-    # ------------------------------------------------------------------------------------- the learner
-
-    def _start_learner(self) -> None:
-        """Starts the learner on the driver's node, since it is of no use without the driver. A resource that each node
-        has pins it there: Ray places actors without resources at random, even with a soft affinity."""
-        address = own_node()["NodeManagerAddress"]
-        learner = ray.remote(Learner).options(num_cpus=0, resources={f"node:{address}": 0.001})
-        self._learner = learner.remote(self._make_collector)
-        self._learner_code = self._learner.ready.remote()
-
-    def _news(self) -> News | None:
-        """Returns the learner's news, or None if it has not answered yet, for example because it is starting.
-
-        Raises LostError if it is gone or too late; then the next one gets twice the time, since it may only start
-        slowly.
-        """
-        if self._question is None:
-            starting = [start.worker._actor_id.hex() for start in self._starting.values()]
-            seen = {place: work.segments for place, work in self._work.items()}
-            self._question, self._asked = self._learner.poll.remote(seen, starting), time.monotonic()
-        answered, _ = ray.wait([self._question], timeout=POLL_SECONDS)
-        if answered:
-            if self._learner_code is not None:
-                self._check_learner()
-            news: News = self._ask(self._question)
-            self._question, self._late_answers, self._lost_learners = None, 0, 0
-            return news
-        limit = self._config.faults.segment_timeout * 2**self._late_answers
-        if time.monotonic() - self._asked > limit:
-            self._late_answers += 1
-            raise LostError(f"no answer in {limit:g} s")
-        for assignment in self._running.values():  # without the learner's news, workers must not count as silent
-            assignment.heard = time.monotonic()
-        return None
-
-    def _check_learner(self) -> None:
-        """Raises BadInputError if the learner runs another leap_rl, and LostError if it is gone."""
-        try:
-            check_code(self._ask(self._learner_code))
-            self._learner_code = None
-        except (LostError, RayTaskError):
-            check_nodes()
-            raise
-
-    def _replace_learner(self, error: LostError) -> Fault:
-        """Starts a new learner, in meta-training at the last checkpoint. Running tasks fail at their next increment,
-        and are queued again."""
-        if not self._late_answers:
-            self._lost_learners += 1
-        if self._lost_learners == MAX_LOSSES:
-            raise LeapRLError(
-                f"{MAX_LOSSES} Leap learners in a row died before they answered; the last one "
-                f"{explained(error, self._learner)}"
-            ) from error
-        ray.kill(self._learner)  # it may only be stuck
-        self._question = None
-        self._start_learner()
-        self._count(restarts=1)
-        reason = str(error).partition("\n")[0].rstrip(".")
-        return Fault(None, f"the Leap learner was lost ({reason}); a new one continues from what is saved of each task")
+                yield Notice(f"the Leap learner has not answered for {now - self._learner.asked:.0f} s")
 
     def _ask(self, reference: Any) -> Any:
         return answer(reference, self._config.faults.segment_timeout)
