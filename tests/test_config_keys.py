@@ -191,7 +191,11 @@ def test_options_of_rllib_are_kept_as_they_are(load):
         (["device=cuda", "workers.gpus=1"], "device = cuda: process = rllib"),
         (["agent.unroll=20"], "agent.unroll = 20: PPO has options of its own for it; give rllib.options"),
         (["process=a2c", "rllib.algorithm=DQN"], "rllib: only process = rllib has it, not a2c"),
-        (["process=a2c", "tasks.games=[pong, CarRacing-v3]"], "tasks.games = CarRacing-v3: only process = rllib has"),
+        (
+            ["process=a2c", "tasks.games=[pong, CarRacing-v3]"],
+            "tasks.games = CarRacing-v3: is an id of Gymnasium's: "
+            "process = gymnasium has these, in tasks.environments, and process = rllib",
+        ),
     ],
 )
 def test_what_process_rllib_does_not_have(load, overrides, message):

@@ -122,8 +122,7 @@ def find_game(name: str) -> GameInfo:
 
 
 def is_gymnasium_id(name: str) -> bool:
-    """Whether a task is named by an id of Gymnasium, such as ``MinAtar/Breakout-v1``: only ``process: rllib``
-    has those."""
+    """Whether a task is named by an id of Gymnasium's, such as ``MinAtar/Breakout-v1``, and not by a game of ALE."""
     return bool(re.search(r"-v\d+$", name))
 
 

@@ -18,5 +18,8 @@ class A2CConfig(AtariConfig):
         for key in ("games", "validation", "held_out"):
             for name in getattr(self.tasks, key):
                 hint = f"; did you mean {game_of(name)}?" if game_of(name) else ""
-                problem = f"tasks.{key} = {name}: only process = rllib has Gymnasium's ids{hint}"
-                require(not is_gymnasium_id(name), problem)
+                require(
+                    not is_gymnasium_id(name),
+                    f"tasks.{key} = {name}: is an id of Gymnasium's: process = gymnasium has these, in "
+                    f"tasks.environments, and process = rllib{hint}",
+                )
