@@ -86,9 +86,10 @@ def _given_again(config: Any) -> tuple[str, str]:
     """Returns the overrides without which a run's code is not imported, and its files are not read: of the process, and
     of the keys that name them."""
     from leap_rl.config import flatten
+    from leap_rl.config_files import as_value
 
     values = dict(flatten(config.model_dump()))
-    texts = {key: values[key] if isinstance(values[key], str) else json.dumps(values[key]) for key in config.paths()}
+    texts = {key: as_value(values[key]) for key in config.paths()}
     named = f" process={config.process}" if ":" in config.process else ""
     return named, "".join(f" {shlex.quote(f'{key}={text}')}" for key, text in texts.items())
 
@@ -115,6 +116,7 @@ def list_presets(options: argparse.Namespace) -> int:
 
 def resolve(options: argparse.Namespace) -> int:
     from leap_rl.config import flatten
+    from leap_rl.config_files import as_value
     from leap_rl.files.yaml_files import dump_yaml
     from leap_rl.presets import configuration_of
 
@@ -127,7 +129,7 @@ def resolve(options: argparse.Namespace) -> int:
         raise BadInputError(
             f"--only {options.only}: not a key of this configuration (`leap-rl train --keys` lists all)"
         )
-    print(values[options.only])
+    print(as_value(values[options.only]))
     return 0
 
 

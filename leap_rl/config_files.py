@@ -58,6 +58,11 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         section[leaf] = expand_key(key.strip(), parse_yaml(value, what))
 
 
+def as_value(value: Any) -> str:
+    """Returns a value as it is written behind ``key=``. Text stands as it is."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
 def parse_config(tree: Mapping[str, Any], may_import: bool = True) -> Config:
     """Validates nested mappings. Raises BadInputError, one line. Where the mappings came from elsewhere, they must not
     (``may_import``) name code to import as their process."""
@@ -94,7 +99,7 @@ def _describe(problem: Any, config: type[Config]) -> str:
     if problem["type"] == "missing":
         return f"{key}: is missing and has no default"
     value = problem["input"]
-    shown = json.dumps(value, default=str) if not isinstance(value, str) else value
+    shown = as_value(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     if problem["type"] == "extra_forbidden":
         near = closest(key, [*config.model_fields, *all_keys()], cutoff=0.4)

@@ -29,6 +29,21 @@ def test_a_preset_is_trained_by_its_name_from_any_folder(tmp_path, monkeypatch, 
     assert load_config(path_of("quickstart")) == load_config(CONFIGS / "quickstart.yaml")
 
 
+def test_what_is_printed_of_a_key_can_be_given_as_its_value(run_main):
+    given = (
+        "meta.lr=0.00001",
+        "log.wandb=null",
+        "log.segments=true",
+        'tasks.held_out=["breakout:mode=4,difficulty=1"]',
+    )
+    for override in given:
+        key = override.partition("=")[0]
+        _, printed, _ = run_main("resolve", "quickstart", override, "--only", key)
+        again, _ = run_main("resolve", "quickstart", f"{key}={printed.rstrip()}")[1:]
+        assert again == run_main("resolve", "quickstart", override)[1] != "", override
+    assert run_main("resolve", "quickstart", "--only", "workers.per_node")[1] == "null\n"
+
+
 @pytest.mark.parametrize(
     ("name", "parts"), [("quikstart", ("did you mean quickstart?",)), ("zzz", ("no such file", "leap-rl presets"))]
 )

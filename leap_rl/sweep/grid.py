@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leap_rl.config import FREE_ON_RESUME, Config, config_hash
+from leap_rl.config_files import as_value
 from leap_rl.files.schemas import Count, FileSchema, parse_json
 from leap_rl.files.storage import MAX_TEXT, LocalStorage, open_storage
 from leap_rl.files.yaml_files import parse_yaml
@@ -189,8 +190,3 @@ def _check_folder(url: str, wanted: Description, runs: set[str]) -> None:
         raise BadInputError(f"run.dir = {url}: holds a run; give the sweep a folder, e.g. run.dir={url}-sweep")
     elif set(names) - runs:  # a sweep that was killed as it began has a run, or the beginning of one
         raise BadInputError(f"run.dir = {url}: holds files but no sweep; choose an empty or a new directory")
-
-
-def as_value(value: Any) -> str:
-    """Returns a value as it is written in a command."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
