@@ -115,8 +115,6 @@ class Learner:
 class Simulation:
     """Stands in for the module ``ray``: simulated time, and processor time of the learner apart from the driver's."""
 
-    exceptions = SimpleNamespace(RayActorError=RayActorError)
-
     def __init__(self, increment: Increment, num_workers: int) -> None:
         self.now = 0.0
         self.learner_seconds = self.worker_seconds = 0.0
@@ -245,9 +243,9 @@ class Simulation:
 def simulated(config: Config, simulation: Simulation) -> Iterator[RayBackend]:
     """Yields a Ray backend whose Ray is the simulation."""
     time_of_simulation = SimpleNamespace(monotonic=lambda: simulation.now, sleep=None)
-    with mock.patch.object(work, "ray", simulation), mock.patch.multiple(
+    with mock.patch.multiple(work, ray=simulation, last_words=lambda _: ""), mock.patch.multiple(
         ray_backend, ray=simulation, time=time_of_simulation, own_node=lambda: {"NodeManagerAddress": "here"},
-        check_code=lambda _: None, last_words=lambda _: "", create=True,
+        check_code=lambda _: None,
     ):  # fmt: skip
         backend = RayBackend(config)
         names = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")

@@ -10,6 +10,7 @@ import numpy as np
 
 from leap_rl.config import Config
 from leap_rl.config_files import parse_config
+from leap_rl.processes.classification.data import Batch, Problem, training_batches
 from tests.helpers import nest
 
 NUM_ALPHABETS, NUM_CHARACTERS, SIDE = 6, 21, 15
@@ -63,3 +64,8 @@ def tiny_tree(source: Path | str, run: Path | str = "unused", **dotted_overrides
 
 def tiny_config(source: Path | str, **dotted_overrides: Any) -> Config:
     return parse_config(tiny_tree(source, **dotted_overrides))
+
+
+def training_batch(problem: Problem, size: int, seed: int, step: int, sampling: str = "with_replacement") -> Batch:
+    """What gradient step ``step`` of a task with this seed sees."""
+    return training_batches([(problem, seed, step)], size, sampling)[0]

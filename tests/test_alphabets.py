@@ -11,10 +11,10 @@ import torch
 import tools.glyphs
 from leap_rl.processes import parse_tasks, resolve
 from leap_rl.processes.classification import data, glyphs
-from leap_rl.processes.classification.data import Problem, augment, held_out_batch, load_problem, training_batch
+from leap_rl.processes.classification.data import Problem, augment, held_out_batch, load_problem
 from leap_rl.processes.classification.omniglot import load_omniglot
 from leap_rl.types import BadInputError
-from tests.alphabets import drawings, tiny_config, write_folder, write_zip
+from tests.alphabets import drawings, tiny_config, training_batch, write_folder, write_zip
 from tests.helpers import meta_batch
 
 

@@ -13,10 +13,10 @@ from leap_rl.config_files import load_config
 from leap_rl.meta.ledger import Ledger
 from leap_rl.processes import continue_process, initial_parameters, process_type, resolve, start_process
 from leap_rl.processes.classification import maml
-from leap_rl.processes.classification.data import held_out_batch, split, training_batch
+from leap_rl.processes.classification.data import held_out_batch, split
 from leap_rl.processes.classification.network import draw_parameters, logits
 from leap_rl.types import Start, Task, TaskError
-from tests.alphabets import tiny_config, write_zip
+from tests.alphabets import tiny_config, training_batch, write_zip
 from tests.helpers import another_process, parcels
 
 TASK = Task(0, 0, "Script_2", seed=11)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from leap_rl.processes.classification.data import Batch, Problem, training_batch, training_batches
+from leap_rl.processes.classification.data import Batch, Problem, training_batches
 from leap_rl.processes.classification.gradient import flattened, loss_and_gradient, named
 from leap_rl.processes.classification.network import RunningStatistics, draw_parameters, logits
-from tests.alphabets import tiny_config
+from tests.alphabets import tiny_config, training_batch
 
 FILTERS = 6
 

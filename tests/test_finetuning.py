@@ -9,10 +9,10 @@ from leap_rl.evaluation.plan import make_plan
 from leap_rl.meta.learner import MetaLearner
 from leap_rl.processes import initial_parameters, start_process
 from leap_rl.processes.classification.course import courses_of
-from leap_rl.processes.classification.data import split, training_batch
+from leap_rl.processes.classification.data import split
 from leap_rl.training import train_run
 from leap_rl.types import BadInputError, Checkpoint, Task
-from tests.alphabets import tiny_config, write_zip
+from tests.alphabets import tiny_config, training_batch, write_zip
 from tests.helpers import assert_goes_on_elsewhere, parcels
 
 FINETUNING = {

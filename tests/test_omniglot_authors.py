@@ -8,15 +8,9 @@ from torch import nn
 
 from leap_rl.config_files import load_config
 from leap_rl.processes import initial_parameters, start_process
-from leap_rl.processes.classification.data import (
-    Problem,
-    held_out_batch,
-    load_problem,
-    split,
-    training_batch,
-)
+from leap_rl.processes.classification.data import Problem, held_out_batch, load_problem, split
 from leap_rl.types import Task
-from tests.alphabets import tiny_config, write_zip
+from tests.alphabets import tiny_config, training_batch, write_zip
 from tests.helpers import assert_goes_on_elsewhere
 
 TASK = Task(0, 0, "Script_2", seed=11)

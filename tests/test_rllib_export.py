@@ -47,7 +47,6 @@ def test_an_algorithm_of_rllib_loads_an_export_and_computes_our_features(algorit
         options.learners(num_learners=0)
     built = options.rl_module(model_config=description["model_config"]).build_algo()
     report = load_encoder(built, export)
-    assert report.unexpected == ()
     assert not any(name.startswith("encoder.") for name in report.missing)
 
     frames = real_frames(config)

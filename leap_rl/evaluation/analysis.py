@@ -96,7 +96,6 @@ class Analysis:
     aggregates: dict[str, Aggregate]
     curves: dict[tuple[str, str], list[Curve]]  # (arm, game) → by seed
     missing: list[str]  # lines that say what is missing
-    seeds_wanted: int  # number of seeds that were asked for
 
     def harmed(self, arm: str) -> list[tuple[GameResult, bool]]:
         """Returns the games on which the arm's mean is below the random arm's, by final score or by area; and for each,
@@ -148,7 +147,7 @@ def analyse(description: dict[str, Any], curves: Sequence[Curve]) -> Analysis:
     learned = [game for game in counted if results[RANDOM_ARM, game].speedup]
     aggregates = {arm: _aggregate(measures, arm, paired, results, counted, normalized, learned) for arm in arms}
     return Analysis(
-        measures, arms, games, counted, normalized, learned, num_seeds, results, aggregates, paired, missing, wanted
+        measures, arms, games, counted, normalized, learned, num_seeds, results, aggregates, paired, missing
     )
 
 

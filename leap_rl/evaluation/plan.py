@@ -240,9 +240,9 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     """Returns the differences between two descriptions of a plan, as "key (… there, … here)"."""
     found = []
     for key in ("games", "num_seeds"):
-        if before.get(key) != after[key]:
-            found.append(f"{key} ({_shown(before.get(key))} there, {_shown(after[key])} here)")
-    pairs = [(arm["name"], arm["fingerprint"][:12]) for arm in before.get("arms", [])]
+        if before[key] != after[key]:
+            found.append(f"{key} ({_shown(before[key])} there, {_shown(after[key])} here)")
+    pairs = [(arm["name"], arm["fingerprint"][:12]) for arm in before["arms"]]
     wanted = [(arm["name"], arm["fingerprint"][:12]) for arm in after["arms"]]
     if pairs != wanted:
         shown = [", ".join(f"{name} {print_}".strip() for name, print_ in arms) for arms in (pairs, wanted)]

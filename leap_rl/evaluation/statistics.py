@@ -65,13 +65,9 @@ def paired_difference(ours: Sequence[float] | Scores, theirs: Sequence[float] | 
     return mean_with_interval(np.asarray(ours, float) - np.asarray(theirs, float))
 
 
-def interquartile_mean(scores: Scores) -> float:
-    """Returns the mean of all scores without the lowest and the highest quarter."""
-    return float(trimmed_mean(scores.reshape(1, -1))[0])
-
-
 def interquartile_mean_with_interval(scores: Scores) -> Estimate:
-    """Returns the interquartile mean over seeds and games, with a bootstrap interval stratified by game."""
+    """Returns the interquartile mean over seeds and games, which is the mean of all scores without the lowest and the
+    highest quarter, with a bootstrap interval stratified by game."""
     return _bootstrap([scores], lambda draws: trimmed_mean(draws[0].reshape(len(draws[0]), -1)))
 
 

@@ -30,11 +30,10 @@ from leap_rl.types import BadInputError, Tensors
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Every key of the module and of the file. ``unexpected`` is empty: such a key is an error."""
+    """Accounts for every key of the module and of the file. A key of the file that the module lacks is an error."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]  # of the module: what belongs to the task, as it was
-    unexpected: tuple[str, ...] = ()
 
 
 class _Description(FileSchema):

@@ -109,16 +109,11 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [N]
 
 
-def training_batch(problem: Problem, size: int, seed: int, step: int, sampling: str = "with_replacement") -> Batch:
-    """Returns what gradient step ``step`` of a task with this seed sees: no stream is carried from one to the next."""
-    return training_batches([(problem, seed, step)], size, sampling)[0]
-
-
 def training_batches(
     places: Sequence[tuple[Problem, int, int]], size: int, sampling: str = "with_replacement"
 ) -> list[Batch]:
-    """Returns the :func:`training_batch` of each problem, seed and step. They are turned and moved together, which is
-    faster, and might round otherwise."""
+    """Returns what gradient step ``step`` of a task sees, for each (problem, seed, step): no stream is carried from one
+    step to the next. The batches are turned and moved together, which is faster, and might round otherwise."""
     images, labels, draws = [], [], []
     for problem, seed, step in places:
         generator = _generator(seed, step)
