@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from leap_rl.evaluation.analysis import analyse, mean_curve
+from leap_rl.evaluation.evaluate import open_directory
 from leap_rl.evaluation.plan import make_plan
 from leap_rl.evaluation.results import Curve, columns_of
 from leap_rl.processes import initial_parameters, process_type, start_process
@@ -226,6 +227,16 @@ def test_a_directory_of_something_else_is_one_line(tmp_path, run_main):
     (tmp_path / "files" / "mine.txt").write_text("mine")
     assert "holds files" in refused(run_main, tmp_path, "evaluate", run, "--out", tmp_path / "files")
     assert "is a file" in refused(run_main, tmp_path, "evaluate", run, "--out", tmp_path / "files" / "mine.txt")
+
+
+def test_another_length_of_the_tasks_is_another_evaluation(tmp_path, run_main):
+    """It says so before anything starts, in the options that `evaluate` has."""
+    run = make_run(tmp_path)
+    with open_directory(plan(run)) as storage:
+        out = storage.url
+    line = refused(run_main, tmp_path, "evaluate", run, "--seeds", "3", "--agent-steps", "300")
+    assert line.startswith(f"error: --out {out}: holds another evaluation: task.agent_steps (235 there, 300 here)")
+    assert "run.dir" not in line
 
 
 # Learning curves by hand

@@ -25,6 +25,7 @@ from leap_rl.files.storage import Storage, open_storage
 from leap_rl.measures import Measures
 from leap_rl.meta.collector import Collector
 from leap_rl.processes import process_of, process_type
+from leap_rl.runs.admission import differing_keys
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import CONFIG, EVALUATION, read_config, record_versions
 from leap_rl.runs.task_store import TaskStore
@@ -33,12 +34,9 @@ from leap_rl.types import BadInputError, Broadcast, Fault, Notice, Task, TaskRep
 MAX_DESCRIPTION = 64 << 20  # bytes
 
 
-def check_directory(plan: Plan) -> bool:
-    """Returns whether the directory holds this evaluation, perhaps with fewer seeds; then it prints that it extends it.
-    Writes no file.
-
-    Raises BadInputError if it holds another evaluation, or something else.
-    """
+def check_directory(plan: Plan) -> None:
+    """Raises BadInputError if the directory holds another evaluation than this one, or something else. Prints a line if
+    it holds this one with fewer seeds, which is extended. Writes no file."""
     url = plan.config.run.dir
     storage = open_storage(url)
     names = storage.names()
@@ -46,17 +44,20 @@ def check_directory(plan: Plan) -> bool:
         stopped = names == [CONFIG] and identity(read_config(storage)) == identity(plan.config)
         if CONFIG in names and not stopped:
             raise BadInputError(f"--out {url}: holds a run; choose another directory")
-        return False
+        return
     before, wanted = read_description(storage), plan.describe()
     differing = differences(before, wanted)
     seeds = {"num_seeds": max(before["num_seeds"], plan.num_seeds)}
-    if differing and not differences(before | seeds, wanted):  # what is done stays as it is
-        print(f"{url}: extended: num_seeds ({before['num_seeds']} → {plan.num_seeds})", file=sys.stderr)
-    elif differing:
+    extends = bool(differing) and not differences(before | seeds, wanted)  # what is done stays as it is
+    others = [] if extends else differing
+    if CONFIG in names:
+        others += differing_keys(read_config(storage), plan.config)
+    if others:
         raise BadInputError(
-            f"--out {url}: holds another evaluation: {'; '.join(differing)}; choose another directory, or the same"
+            f"--out {url}: holds another evaluation: {'; '.join(others)}; choose another directory, or the same"
         )
-    return True
+    if extends:
+        print(f"{url}: extended: num_seeds ({before['num_seeds']} → {plan.num_seeds})", file=sys.stderr)
 
 
 def read_description(storage: Storage) -> dict[str, Any]:

@@ -57,14 +57,20 @@ def extending_changes(stored: Config, wanted: Config) -> list[str]:
     return found
 
 
-def _check_same(url: str, stored: Config, wanted: Config) -> None:
+def differing_keys(stored: Config, wanted: Config) -> list[str]:
+    """Returns the keys in which ``wanted`` would make another result of what ``stored`` began, as
+    "key (… there, … here)"."""
     before, after = dict(flatten(identity(stored))), dict(flatten(identity(wanted)))
     free = [text.partition(" ")[0] for text in extending_changes(stored, wanted)]
-    differing = [
+    return [
         f"{key} ({before.get(key)} there, {value} here)"
         for key, value in after.items()
         if before.get(key) != value and key not in free
     ]
+
+
+def _check_same(url: str, stored: Config, wanted: Config) -> None:
+    differing = differing_keys(stored, wanted)
     if differing:
         linear = wanted.meta.lr_decay == "linear" and wanted.meta.steps > stored.meta.steps
         why = "; with meta.lr_decay = linear, meta.steps decides every rate" if linear else ""
