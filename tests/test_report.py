@@ -1,14 +1,18 @@
 """What an evaluation came to: probes, and the report."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from leap_rl.evaluation.analysis import analyse
+from leap_rl.evaluation.figures import learning_curves
 from leap_rl.meta.probes import MAX_NAMES, by_game, cosines, drift_by_layer
 from tests.test_evaluation import COLUMNS, NAN, curve, describe, refused, simulated
 
@@ -116,6 +120,34 @@ def test_tasks_without_a_common_scale_have_no_means_on_it(tmp_path, run_main):
     assert "| arm | P(final better) | P(area better) | path length | energy |" in text
     drawn = (tmp_path / "over_games.svg").read_text()
     assert drawn.count('id="axes_') == 2
+
+
+def test_names_of_an_evaluation_from_elsewhere_are_shown_literally(tmp_path, run_main):
+    """A process of one's own may name its tasks as it likes, and anybody may write evaluation.json."""
+    description = describe(games=("<i>", "[a](http://b)", "|pipe|"))
+    description["arms"][1] |= {"trained_on": ["<i>"], "trained_with": ["[c](http://d)"], "fresh_heads": ["|pipe|"]}
+    curves = [c for c in simulated(description, better=-10) if (c.game, c.seed) != ("|pipe|", 1)]
+    text = report(tmp_path, run_main, description, curves)
+    assert "no heads for \\|pipe\\|; " in text
+    assert "* **leap**: \\<i>, [a]\\(http://b)" in text
+    for read_as_markup in (r"(?<!\\)<i>", r"\]\(http", r"(?<!\\)\|pipe"):
+        assert not re.search(read_as_markup, text), read_as_markup
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "return (raw score)"),
+        ({"human_normalized": False}, "return"),
+        ({"human_normalized": False, "score_text": "−loss"}, "−loss"),
+        ({"human_normalized": False, "score_text": "accuracy", "held_out_counts": ("a", "b")}, "training accuracy"),
+    ],
+)
+def test_curves_are_labelled_with_what_the_process_calls_its_score(changes, said):
+    description = describe()
+    analysis = analyse(description, simulated(description))
+    measures = dataclasses.replace(analysis.measures, **changes)
+    assert learning_curves(dataclasses.replace(analysis, measures=measures)).get_supylabel() == said
 
 
 def test_the_same_data_give_the_same_report_and_figures(tmp_path, run_main):

@@ -58,7 +58,8 @@ def learning_curves(analysis: Analysis) -> Figure:
     for axis in axes[len(analysis.games) :]:
         axis.set_visible(False)
     figure.supxlabel(measures.step)
-    figure.supylabel("training accuracy" if measures.natural_scale else "return (raw score)")
+    scored = f"training {measures.score_text}" if measures.held_out_counts else measures.score_text
+    figure.supylabel(f"{scored} (raw score)" if measures.human_normalized else scored)
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = math.ceil(len(entries) / math.ceil(len(entries) / 6))  # so that the rows of the legend are equally long
     figure.legend(entries.values(), entries, loc="outside upper center", ncols=columns, frameon=False)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _arms(description: dict[str, Any]) -> Iterator[str]:
 
 def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
     tasks = analysis.measures.tasks
-    notes = [f"Missing: {line}." for line in analysis.missing]
+    notes = [f"Missing: {as_text(line)}." for line in analysis.missing]
     if analysis.num_seeds == 1:
         notes.append("**One seed only: no intervals.** Nothing below tells an effect from chance.")
     elif analysis.num_seeds == 2:
@@ -156,23 +156,23 @@ def _notes(description: dict[str, Any], analysis: Analysis) -> Iterator[str]:
     for arm in description["arms"]:
         seen, name = [game for game in description["games"] if game in arm["trained_on"]], as_text(arm["name"])
         if seen:
-            notes.append(f"Not held out: {name} was meta-trained on {', '.join(seen)}.")
+            notes.append(f"Not held out: {name} was meta-trained on {_listed(seen)}.")
         if arm.get("fresh_heads"):
-            notes.append(f"{name} has no heads for {', '.join(arm['fresh_heads'])}; these start with fresh heads.")
+            notes.append(f"{name} has no heads for {_listed(arm['fresh_heads'])}; these start with fresh heads.")
         if arm["trained_with"]:
             notes.append(
                 f"The evaluation trains differently from the meta-training of {name}, which had "
-                f"{', '.join(arm['trained_with'])}."
+                f"{_listed(arm['trained_with'])}."
             )
     raw = [game for game in analysis.games if scale(analysis.measures, game) is None]
     if _is_scaled(analysis) and raw:
         notes.append(
-            f"Reported raw, since the table of random and human scores has no entry: {', '.join(raw)}. "
+            f"Reported raw, since the table of random and human scores has no entry: {_listed(raw)}. "
             "They are left out of interquartile means, but not of probabilities."
         )
     left = [game for game in analysis.games if game not in analysis.counted]
     if left:
-        notes.append(f"Left out of all numbers over {tasks}, since seeds are missing: {', '.join(left)}.")
+        notes.append(f"Left out of all numbers over {tasks}, since seeds are missing: {_listed(left)}.")
     if notes:
         yield from (f"* {note}" for note in notes)
         yield ""
@@ -227,8 +227,8 @@ def _harmed(analysis: Analysis) -> Iterator[str]:
         sure = [result.game for result, certain in below if certain]
         unsure = [result.game for result, certain in below if not certain]
         yield (
-            f"* **{as_text(arm)}**: " + (", ".join(sure) if sure else "none whose interval lies below the random arm")
-            + (f"; lower in the mean, but the interval includes no difference: {', '.join(unsure)}" if unsure else "")
+            f"* **{as_text(arm)}**: " + (_listed(sure) if sure else "none whose interval lies below the random arm")
+            + (f"; lower in the mean, but the interval includes no difference: {_listed(unsure)}" if unsure else "")
         )  # fmt: skip
     yield ""
     yield (
@@ -357,6 +357,11 @@ def _method(analysis: Analysis) -> Iterator[str]:
         f"with the geometric mean over {measures.tasks}; their bootstrap draws the seeds of both arms together.{table}"
     )
     yield ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns names that may come from elsewhere, with commas between them."""
+    return ", ".join(map(as_text, names))
 
 
 def _text(value: object) -> str:
