@@ -23,8 +23,8 @@ from unittest import mock
 from ray.exceptions import RayActorError
 
 from leap_rl.atari.variants import left_out, listed
+from leap_rl.backends import learner_handle, work
 from leap_rl.backends import ray as ray_backend
-from leap_rl.backends import work
 from leap_rl.backends.actors import News
 from leap_rl.backends.ray import RayBackend
 from leap_rl.config import Config
@@ -242,11 +242,15 @@ class Simulation:
 @contextmanager
 def simulated(config: Config, simulation: Simulation) -> Iterator[RayBackend]:
     """Yields a Ray backend whose Ray is the simulation."""
-    time_of_simulation = SimpleNamespace(monotonic=lambda: simulation.now, sleep=None)
-    with mock.patch.multiple(work, ray=simulation, last_words=lambda _: ""), mock.patch.multiple(
-        ray_backend, ray=simulation, time=time_of_simulation, own_node=lambda: {"NodeManagerAddress": "here"},
-        check_code=lambda _: None,
-    ):  # fmt: skip
+    replaced: dict[str, Any] = {
+        "ray": simulation, "time": SimpleNamespace(monotonic=lambda: simulation.now, sleep=None),
+        "own_node": lambda: {"NodeManagerAddress": "here"}, "check_code": lambda _: None,
+    }  # fmt: skip
+    with (
+        mock.patch.multiple(work, ray=simulation, last_words=lambda _: ""),
+        mock.patch.multiple(ray_backend, **replaced),
+        mock.patch.multiple(learner_handle, **replaced),
+    ):
         backend = RayBackend(config)
         names = ("agent_steps", "increments", "increment_bytes", "meta_steps", "restarts")
         backend._metrics = {name: mock.Mock() for name in names}
