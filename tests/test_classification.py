@@ -340,6 +340,15 @@ def walk_on(config, state):
     return process.state()
 
 
+def test_an_interrupt_in_torchscript_is_an_interrupt(monkeypatch):
+    def interrupted(*_):
+        raise RuntimeError("The following operation failed in the TorchScript interpreter.\nKeyboardInterrupt: <EMPTY>")
+
+    monkeypatch.setattr(torch.func, "jvp", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        maml.unrolled_gradient({"x": torch.tensor([1.0])}, [lambda point: (point["x"] ** 2).sum()] * 2, 0.1)
+
+
 @pytest.mark.parametrize("rule", ["leap", "maml"])
 def test_a_process_goes_on_elsewhere_to_the_same_bits(archive, start, rule):
     """Three segments at once; and one here, one in another process, and one here again."""

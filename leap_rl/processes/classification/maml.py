@@ -19,16 +19,26 @@ Loss: TypeAlias = Callable[[Parameters], Tensor]  # differentiable, to a scalar
 
 
 def unrolled_gradient(start: Parameters, losses: Sequence[Loss], lr: float) -> Parameters:
-    """The derivative in ``start`` of the last loss, after a step of gradient descent on each of those before it.
-
-    ``losses``: f⁰ … fᴷ. Returns tensors shaped like the parameters, by name.
-    """
+    """Returns the derivative in ``start`` of the last loss, after a step of gradient descent on each of those before
+    it: tensors shaped like the parameters, by name. ``losses`` are f⁰ … fᴷ."""
     points = [start]
     for loss in losses[:-1]:
         gradient = torch.func.grad(loss)(points[-1])
         points.append({name: value - lr * gradient[name] for name, value in points[-1].items()})
     result: Parameters = torch.func.grad(losses[-1])(points[-1])
     for point, loss in reversed(list(zip(points, losses[:-1], strict=False))):
-        change = torch.func.jvp(torch.func.grad(loss), (point,), (result,))[1]
+        change = _change_of_gradient(loss, point, result)
         result = {name: value - lr * change[name] for name, value in result.items()}
     return {name: value.detach() for name, value in result.items()}
+
+
+def _change_of_gradient(loss: Loss, point: Parameters, direction: Parameters) -> Parameters:
+    """Returns the Hessian's product with a direction."""
+    try:
+        change: Parameters = torch.func.jvp(torch.func.grad(loss), (point,), (direction,))[1]
+    except RuntimeError as error:
+        # Batch norm's derivative runs in TorchScript, which wraps an interrupt as if the step had failed.
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        raise
+    return change
