@@ -248,7 +248,8 @@ def _connect(config: Config) -> None:
     """
     address = config.ray.address
     if address == "local":
-        _start(max(config.workers.count * config.workers.cpus, os.cpu_count() or 1), "ray.address = local")
+        _, number = _workers_here(config)
+        _start(max(number * config.workers.cpus, os.cpu_count() or 1), "ray.address = local")
         return
     problem = f"ray.address = {address}: "
     address = _own_cluster() if address == "auto" else address
@@ -319,9 +320,16 @@ def _check_resources(config: Config) -> None:
             f"workers.cpus = {workers.cpus}, workers.gpus = {workers.gpus:g}: no node has room for a worker; "
             f"the largest has {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs"
         )
-    total = ray.cluster_resources().get("GPU", 0)
-    if config.ray.address == "local" and workers.count * workers.gpus > total:
+    total, (key, number) = ray.cluster_resources().get("GPU", 0), _workers_here(config)
+    if config.ray.address == "local" and number * workers.gpus > total:
         raise BadInputError(
-            f"workers.count = {workers.count}: with workers.gpus = {workers.gpus:g} needs "
-            f"{workers.count * workers.gpus:g} GPUs; this machine has {total:g}"
+            f"{key} = {number}: with workers.gpus = {workers.gpus:g} needs {number * workers.gpus:g} GPUs; this "
+            f"machine has {total:g}"
         )
+
+
+def _workers_here(config: Config) -> tuple[str, int]:
+    """Returns the key that says how many workers run on this machine, the only node of a local cluster, and its
+    value."""
+    workers = config.workers
+    return ("workers.count", workers.count) if workers.per_node is None else ("workers.per_node", workers.per_node)
