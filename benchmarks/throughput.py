@@ -91,8 +91,8 @@ def plain(config: A2CConfig, num_actions: int, memory_format: torch.memory_forma
 
 def batch(config: A2CConfig) -> Tensor:
     """Returns random observations of an unroll."""
-    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
-    shape = (config.agent.num_envs * config.agent.unroll, channels, config.env.screen_size, config.env.screen_size)
+    agent, env = config.agent, config.env
+    shape = (agent.num_envs * agent.unroll, env.channels, env.screen_size, env.screen_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 

@@ -13,7 +13,7 @@ from leap_rl.extras import require_extra
 from leap_rl.types import BadInputError
 
 PREFIX = "hub:"
-FILES = ["model.safetensors", "config.json"]
+TENSORS, CONFIG = "model.safetensors", "config.json"  # names of the files of `leap-rl export --to hub`
 _NAME = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -41,7 +41,7 @@ def folder(source: str) -> Path:
     with in_one_line(source):
         from huggingface_hub import snapshot_download  # takes both files from one commit
 
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[TENSORS, CONFIG]))
 
 
 def parsed(source: str) -> tuple[str, str | None]:

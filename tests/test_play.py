@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import shutil
+from argparse import Namespace
 
 import cv2
 import numpy as np
@@ -14,14 +15,24 @@ import torch
 from PIL import Image
 
 from leap_rl.cli import main
-from leap_rl.evaluation.clip import FRAMES_A_SECOND, MARGIN, REPORT_BYTES, SCALE, Screen, draw, report_clip, trained
+from leap_rl.evaluation.clip import (
+    FRAMES_A_SECOND,
+    MARGIN,
+    REPORT_BYTES,
+    SCALE,
+    Screen,
+    draw,
+    pictures,
+    report_clip,
+    trained,
+)
 from leap_rl.evaluation.plan import make_plan
 from leap_rl.files.storage import open_storage
 from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.processes import initial_parameters, process_of, start_process
 from leap_rl.runs.task_store import TaskStore
 from leap_rl.streaming import WATCHED
-from leap_rl.types import Frame, Task
+from leap_rl.types import BadInputError, Frame, Task
 from tests.cli_helpers import assert_one_line
 from tests.helpers import classification_config, tiny_config
 
@@ -54,9 +65,9 @@ def test_a_score_is_of_the_episode_that_is_seen():
 
 
 def test_a_process_without_a_screen_says_so():
-    config = classification_config()
-    with pytest.raises(Exception, match="process = classification: has no screen to be seen"):
-        next(process_of(config).watch(start(config, process_of(config).parts(config).training[0])))
+    plan = Namespace(config=classification_config())
+    with pytest.raises(BadInputError, match="process = classification: has no screen to be seen"):
+        next(pictures(plan, 0, 1))
 
 
 def test_a_picture_has_all_screens_side_by_side():

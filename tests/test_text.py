@@ -10,7 +10,7 @@ import torch
 from leap_rl.cli import main
 from leap_rl.export.export import export_run
 from leap_rl.files.tensor_files import dump_tensors
-from leap_rl.files.text import as_text, printable
+from leap_rl.files.text import as_text, one_line, printable
 from leap_rl.runs.monitoring import Monitor
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import FORMAT, INITIALIZATION, Progress
@@ -76,3 +76,9 @@ def test_a_model_card_takes_no_markup_from_names(tmp_path, name):
 
 def test_markdown_leaves_plain_names_as_they_are():
     assert as_text("breakout:mode=4 [0.1, 0.2] – space_invaders") == "breakout:mode=4 [0.1, 0.2] – space_invaders"
+
+
+def test_an_error_is_one_line_with_its_type():
+    assert one_line(ValueError("a\n  b")) == "ValueError: a b"
+    assert one_line(KeyError()) == "KeyError:"
+    assert one_line("a\nb" * 200, 500) == "a b" + "a b" * 165 + "a "

@@ -42,3 +42,8 @@ class EnvConfig(Section):
     center: Annotated[
         Literal["none", "background"], Field(description="background: the game's median pixel, in random play, is 0")
     ] = "none"
+
+    @property
+    def channels(self) -> int:
+        """Returns the number of channels of an observation."""
+        return self.frame_stack * (1 if self.color == "grey" else 3)

@@ -20,7 +20,7 @@ from leap_rl.config_files import parse_config
 from leap_rl.evaluation.plan import Plan, shown_tasks
 from leap_rl.files.storage import Storage
 from leap_rl.files.tensor_files import below
-from leap_rl.processes import ProcessType, initial_parameters, process_of, start_process
+from leap_rl.processes import initial_parameters, process_of, start_process
 from leap_rl.runs.run_files import CONFIG, read_config
 from leap_rl.runs.task_store import TaskStore
 from leap_rl.streaming import WATCHED, starting_weights
@@ -71,7 +71,7 @@ def trained(plan: Plan, agent_steps: int, stream: TextIO = sys.stderr) -> Iterat
 def pictures(plan: Plan, agent_steps: int, num_frames: int) -> Iterator[Image.Image]:
     """Yields ``num_frames`` pictures, in which all arms play side by side. Raises BadInputError, before any training,
     where there is nothing to see."""
-    if type(process_of(plan.config)).watch is ProcessType.watch:
+    if not process_of(plan.config).watches:
         raise BadInputError(f"process = {plan.config.process}: has no screen to be seen; a2c has")
     arms = dict(trained(plan, agent_steps))
     watched = [process_of(plan.config).watch(process) for process in arms.values()]
@@ -88,7 +88,7 @@ def report_clip(storage: Storage, description: Mapping[str, Any]) -> bytes | Non
     if CONFIG not in storage.names() or len(arms) < 2:
         return None
     config = read_config(storage)
-    if type(process_of(config)).watch is ProcessType.watch:
+    if not process_of(config).watches:
         return None
     small = {"agent": config.model_dump()["agent"] | {"num_envs": 1}, "device": "cpu", "precision": "fp32"}
     config = parse_config(config.model_dump() | small, may_import=False)  # what is shown has an emulator of its own

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leap_rl import hub
 from leap_rl.atari.games import is_gymnasium_id, parse_game
 from leap_rl.config import Config
 from leap_rl.export.model_card import model_card
@@ -264,8 +265,7 @@ def _renamed(encoder: Encoder, keys: dict[str, list[str]]) -> dict[str, Tensor]:
 
 def describe_input(config: AtariConfig, target: str) -> dict[str, Any]:
     """Returns a description of the images that the exported encoder takes."""
-    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
-    size = config.env.screen_size
+    channels, size = config.env.channels, config.env.screen_size
     shape, low, high, scale = [channels, size, size], 0.0, 1.0, "pixel / 255"
     if target == "onnx":
         high, scale = 255.0, "pixel"
@@ -289,8 +289,8 @@ def _hub(run: str, source: Source, config: Config) -> dict[str, bytes]:
         "parameters": {name: list(value.shape) for name, value in sorted(tensors.items())}, "run": config.model_dump(),
     }  # fmt: skip
     return {
-        "model.safetensors": dump_tensors(tensors, {"format": "pt"}),
-        "config.json": _json(description),
+        hub.TENSORS: dump_tensors(tensors, {"format": "pt"}),
+        hub.CONFIG: _json(description),
         "README.md": model_card(run, config, meta_step, vars(progress), tensors).encode(),
     }
 

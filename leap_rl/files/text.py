@@ -27,6 +27,13 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return "".join(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff))
 
 
+def one_line(thing: object, limit: int = 300) -> str:
+    """Returns the type and message of an error, or the text of anything else, on one line of at most ``limit``
+    characters."""
+    text = f"{type(thing).__name__}: {thing}" if isinstance(thing, Exception) else str(thing)
+    return " ".join(text.split())[:limit]
+
+
 def duration(seconds: float) -> str:
     """Returns a time as "42 s", "12 min" or "3.4 hours"."""
     if seconds < 100:

@@ -10,10 +10,10 @@ from pathlib import Path
 from leap_rl.files.storage import read_file
 from leap_rl.files.tensor_files import load_tensors
 from leap_rl.files.text import closest
+from leap_rl.hub import TENSORS
 from leap_rl.types import BadInputError, Tensors
 
 PREFIX = "pretrained:"
-TENSORS = "model.safetensors"
 FOLDER = Path(__file__).parent
 
 

@@ -45,12 +45,11 @@ class AtariConfig(ActorCriticConfig):
     def memory(self) -> tuple[int, str]:
         """Returns how many bytes a worker takes, emulators and activations above all, and what decides it."""
         agent, env = self.agent, self.env
-        channels = env.frame_stack * (1 if env.color == "grey" else 3)
         first, second = CONVOLUTIONS
         conv1, conv2 = sides(env.screen_size)
-        parameters = first.channels * first.kernel**2 * channels
+        parameters = first.channels * first.kernel**2 * env.channels
         parameters += second.channels * (second.kernel**2 * first.channels + NUM_FEATURES * conv2**2)
-        seen = env.screen_size**2 * channels  # an observation
+        seen = env.screen_size**2 * env.channels  # an observation
         computed = 4 * (first.channels * conv1**2 + second.channels * conv2**2 + NUM_FEATURES)  # activations of one
         per_env = EMULATOR + FRAMES + 8 * env.frame_skip + (agent.unroll + 3) * (seen + computed)
         keys = (

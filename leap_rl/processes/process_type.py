@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from leap_rl.config import Config
 from leap_rl.measures import Measures
-from leap_rl.types import BadInputError, Frame, LearningProcess, Parts, Task, Tensors
+from leap_rl.types import Frame, LearningProcess, Parts, Task, Tensors
 
 INTERFACE = 1  # raised with every change that a process must follow
 
@@ -25,6 +25,7 @@ class ProcessType(ABC, Generic[C]):
     config: type[C]
     measures: Measures
     freezes: ClassVar[bool] = False  # whether it can leave the encoder as it is (Task.frozen)
+    watches: ClassVar[bool] = False  # whether its tasks have a screen to be seen (watch)
     note: ClassVar[str] = ""  # what `leap-rl train` says of its numbers at the end
     look_next: ClassVar[str] = ""  # and of what to look at; "": the evaluation
     field: ClassVar[str] = "reinforcement-learning"  # tag of a model card
@@ -80,5 +81,5 @@ class ProcessType(ABC, Generic[C]):
 
     def watch(self, process: Any) -> Iterator[Frame]:
         """Yields play with what a process of this type has learned so far, a frame an agent step, without end. The
-        process must stay as it is. Raises BadInputError where there is nothing to see."""
-        raise BadInputError(f"process = {process.config.process}: has no screen to be seen; a2c has")
+        process must stay as it is. It is not called unless :attr:`watches`."""
+        raise NotImplementedError

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from leap_rl.config import Config
+from leap_rl.files.text import one_line
 from leap_rl.processes.process_type import INTERFACE, ProcessType
 from leap_rl.types import BadInputError
 
@@ -55,7 +56,7 @@ def process_type(name: str, may_import: bool = True) -> ProcessType[Any]:
     try:
         record = others[name].load()
     except Exception as error:
-        raise BadInputError(f"process = {name}: {others[name].value} cannot be imported: {_one_line(error)}") from None
+        raise BadInputError(f"process = {name}: {others[name].value} cannot be imported: {one_line(error)}") from None
     return _checked(name, record)
 
 
@@ -87,7 +88,7 @@ def load_object(key: str, path: str, kind: type[object] = object) -> Any:
     try:
         found = import_module(module)
     except Exception as error:
-        raise BadInputError(f"{key} = {path}: {module} cannot be imported: {_one_line(error)}") from None
+        raise BadInputError(f"{key} = {path}: {module} cannot be imported: {one_line(error)}") from None
     if not hasattr(found, attribute):
         others = [name for name, value in vars(found).items() if kind is not object and isinstance(value, kind)]
         hint = f"; it has {', '.join(others)}" if others else ""
@@ -114,7 +115,3 @@ def _checked(name: str, record: Any) -> ProcessType[Any]:
     if not (isinstance(config, type) and issubclass(config, Config)):
         raise BadInputError(f"process = {name}: its config must be a subclass of leap_rl.config.Config")
     return record
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

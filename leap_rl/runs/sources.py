@@ -26,8 +26,6 @@ from leap_rl.runs.run_files import (
 )
 from leap_rl.types import BadInputError, Tensors
 
-HUB_TENSORS, HUB_CONFIG = "model.safetensors", "config.json"  # names of the files of `leap-rl export --to hub`
-
 
 @dataclass(frozen=True)
 class Source:
@@ -59,7 +57,7 @@ def read_source(source: str) -> Source:
         path = pretrained.folder(source)
     elif hub.is_name(source):
         path = hub.folder(source)
-    if path.name == HUB_TENSORS and path.is_file():
+    if path.name == hub.TENSORS and path.is_file():
         path = path.parent
     if path.is_file():
         tensors, metadata = read_initialization(path)
@@ -69,7 +67,7 @@ def read_source(source: str) -> Source:
     if "://" not in source and not path.exists():
         raise BadInputError(f"{source}: does not exist, so it is not a run directory or an initialization file")
     storage = open_storage(source if "://" in source else str(path))
-    if HUB_TENSORS in storage.names():
+    if hub.TENSORS in storage.names():
         return _read_hub(storage)
     if CONFIG not in storage.names():
         raise BadInputError(f"{source}: not a run directory: it has no {CONFIG}")
@@ -88,7 +86,7 @@ def folder_of(source: str) -> str:
     path = Path(source)
     if not path.is_file():
         return source.rstrip("/")
-    return str(path.parent if path.name in (INITIALIZATION, HUB_TENSORS) else path.with_suffix(""))
+    return str(path.parent if path.name in (INITIALIZATION, hub.TENSORS) else path.with_suffix(""))
 
 
 class _Hub(FileSchema):
@@ -101,14 +99,14 @@ class _Hub(FileSchema):
 
 
 def _read_hub(storage: Storage) -> Source:
-    where, tensors_where = f"{storage.url}/{HUB_CONFIG}", f"{storage.url}/{HUB_TENSORS}"
+    where, tensors_where = f"{storage.url}/{hub.CONFIG}", f"{storage.url}/{hub.TENSORS}"
     try:
-        description = parse_json(_Hub, storage.read(HUB_CONFIG, MAX_TEXT), where)
+        description = parse_json(_Hub, storage.read(hub.CONFIG, MAX_TEXT), where)
         config = parse_config(description.run, may_import=False)
     except (FileNotFoundError, BadInputError) as error:
         raise BadInputError(f"{where}: not what `leap-rl export --to hub` writes: {error}") from None
-    tensors, _ = load_tensors(storage.read(HUB_TENSORS), tensors_where)
+    tensors, _ = load_tensors(storage.read(hub.TENSORS), tensors_where)
     check_parameters(tensors, tensors_where)
     if fingerprint(tensors) != description.fingerprint:
-        raise BadInputError(f"{tensors_where}: not the tensors that {HUB_CONFIG} describes")
+        raise BadInputError(f"{tensors_where}: not the tensors that {hub.CONFIG} describes")
     return Source(tensors, description.meta_step, config, where)

@@ -13,6 +13,7 @@ class A2C(AtariProcessType[A2CConfig]):
 
     config = A2CConfig
     freezes: ClassVar[bool] = True
+    watches: ClassVar[bool] = True
     note: ClassVar[str] = "Agent steps are actions, each of several emulator frames."
     look_next: ClassVar[str] = (
         "The games there are:  leap-rl games\n"

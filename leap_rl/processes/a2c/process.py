@@ -42,9 +42,8 @@ class A2CProcess(ActorCriticProcess[A2CConfig]):
 
 def new_network(config: AtariConfig, num_actions: int) -> ActorCritic:
     """Returns the network for the observations of ``env``; its parameters are not drawn yet."""
-    channels = config.env.frame_stack * (1 if config.env.color == "grey" else 3)
     compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    encoder = Encoder(channels, config.env.screen_size, compute_dtype, config.agent.layer_norm)
+    encoder = Encoder(config.env.channels, config.env.screen_size, compute_dtype, config.agent.layer_norm)
     return ActorCritic(encoder, num_actions, config.agent.value_gain)
 
 

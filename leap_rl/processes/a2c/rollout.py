@@ -135,5 +135,12 @@ class Actor:
         self.envs.load_state(below(state, "envs/"))
 
 
+def draw_actions(logits: Tensor, generator: torch.Generator) -> NDArray[np.int64]:
+    """Draws an action for each row of ``logits`` [B, A], with its probability in the policy (the Gumbel trick)."""
+    noise = torch.empty(logits.shape).exponential_(generator=generator).log_()
+    actions: NDArray[np.int64] = (logits.cpu() - noise).argmax(dim=-1).numpy()
+    return actions
+
+
 def _like(layers: L, values: Iterable[Tensor]) -> L:
     return type(layers)(*values)

@@ -8,6 +8,7 @@ import torch
 from leap_rl.atari.games import parse_game
 from leap_rl.atari.vector import AtariVector
 from leap_rl.processes.a2c.process import A2CProcess
+from leap_rl.processes.a2c.rollout import draw_actions
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import Frame
 
@@ -23,9 +24,8 @@ def watch(process: A2CProcess) -> Iterator[Frame]:
     score, episode = 0.0, 1
     while True:
         yield Frame(envs.screen(0), score, episode)
-        logits = process.network(process.actor.see(envs.observations))[0].cpu()
-        noise = torch.empty(logits.shape).exponential_(generator=actions_rng).log_()
-        step = envs.step((logits - noise).argmax(dim=-1).numpy())
+        logits, _ = process.network(process.actor.see(envs.observations))
+        step = envs.step(draw_actions(logits, actions_rng))
         score += float(step.rewards[0])
         if step.episodes:
             score, episode = 0.0, episode + 1

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leap_rl.environments import Vector
+from leap_rl.processes.a2c.rollout import draw_actions
 from leap_rl.seeding import Purpose, derive_seed
 
 EPISODES = 8  # one in each environment, so that short ones do not count more often than long ones
@@ -30,9 +31,7 @@ def play(
     actions_rng = torch.Generator().manual_seed(action_seed >> 1)
     scores, playing = np.zeros(EPISODES), np.ones(EPISODES, np.bool_)
     while playing.any():
-        logits = policy(envs.observations).cpu()
-        noise = torch.empty(logits.shape).exponential_(generator=actions_rng).log_()
-        step = envs.step((logits - noise).argmax(dim=-1).numpy())
+        step = envs.step(draw_actions(policy(envs.observations), actions_rng))
         scores[playing] += step.rewards[playing]
         playing[[episode.env for episode in step.episodes]] = False
     return scores.tolist()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leap_rl.environments import Episode, Step
-from leap_rl.files.text import closest
+from leap_rl.files.text import closest, one_line
 from leap_rl.processes.gymnasium import physics
 from leap_rl.processes.gymnasium.config import EnvConfig
 from leap_rl.processes.gymnasium.names import parse_name
@@ -57,14 +57,14 @@ def make_env(name: str, config: EnvConfig) -> gymnasium.Env[Any, Any]:
             env = FlattenObservation(env) if _is_flattenable(env.observation_space) else env
     except Exception as error:
         misspelled = _misspelled(kind, options) if isinstance(error, TypeError) else ""
-        raise BadInputError(f"{KEY} = {name}: {misspelled or _one_line(error)}") from None
+        raise BadInputError(f"{KEY} = {name}: {misspelled or one_line(error)}") from None
     seen, actions = env.observation_space, env.action_space
     if not isinstance(actions, Discrete) or int(actions.n) > MOST_ACTIONS:
-        raise BadInputError(f"{KEY} = {name}: its actions must be discrete, not {_one_line(actions)}")
+        raise BadInputError(f"{KEY} = {name}: its actions must be discrete, not {one_line(actions)}")
     if not isinstance(seen, Box):
         raise BadInputError(
             f"{KEY} = {name}: its observations must be images, vectors, or what FlattenObservation makes a vector of, "
-            f"not {_one_line(seen)}; env.wrappers may change them"
+            f"not {one_line(seen)}; env.wrappers may change them"
         )
     return env
 
@@ -97,7 +97,7 @@ def find(kind: str, modules: Sequence[str]) -> None:
         try:
             import_module(module)
         except Exception as error:
-            raise BadInputError(f"env.modules = {module}: cannot be imported: {_one_line(error)}") from None
+            raise BadInputError(f"env.modules = {module}: cannot be imported: {one_line(error)}") from None
     physics.register()
     if kind not in gymnasium.registry:  # a package may offer to register what is below its name
         for offer in entry_points(group="gymnasium.envs", name=kind.partition("/")[0]):
@@ -205,8 +205,3 @@ def arranged(batch: NDArray[Any], space: Box) -> NDArray[Any]:
         return batch[:, None]
     first, _, last = space.shape  # [H, W, C], Gymnasium's habit, unless the first is the smallest
     return batch if first < last else batch.transpose(0, 3, 1, 2)
-
-
-def _one_line(thing: object) -> str:
-    text = f"{type(thing).__name__}: {thing}" if isinstance(thing, Exception) else str(thing)
-    return " ".join(text.split())[:300]

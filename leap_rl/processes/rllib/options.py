@@ -16,7 +16,7 @@ from ray.rllib.algorithms.ppo.ppo_catalog import PPOCatalog
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from leap_rl.atari.games import is_gymnasium_id
-from leap_rl.files.text import closest
+from leap_rl.files.text import closest, one_line
 from leap_rl.leap import PathAccumulator
 from leap_rl.processes.rllib.config import A2C_OPTIONS, RLlibConfig
 from leap_rl.processes.rllib.envs import RLlibEnv, make_env
@@ -80,7 +80,7 @@ def algorithm_config(
         try:
             options.validate()
         except (ValueError, TypeError, AssertionError, AttributeError) as error:
-            raise BadInputError(f"rllib.options: {_one_line(error)}") from None
+            raise BadInputError(f"rllib.options: {one_line(error, 500)}") from None
     return options
 
 
@@ -105,7 +105,7 @@ def _set_option(options: AlgorithmConfig, name: str, value: Any) -> None:
     try:
         options.update_from_dict({name: value})
     except Exception as error:
-        raise BadInputError(f"{key}: {_one_line(error)}") from None
+        raise BadInputError(f"{key}: {one_line(error, 500)}") from None
 
 
 def _is_data(value: Any) -> bool:
@@ -143,7 +143,7 @@ def build_module(config: RLlibConfig, game: str) -> RLModule:
         with quiet():
             return options.get_rl_module_spec(spaces={"default_policy": (space, env.action_space)}).build()
     except Exception as error:
-        raise BadInputError(f"rllib.options.model_config: {game}: {_one_line(error)}") from None
+        raise BadInputError(f"rllib.options.model_config: {game}: {one_line(error, 500)}") from None
 
 
 def check(config: RLlibConfig) -> None:
@@ -166,7 +166,3 @@ def _to_check(config: RLlibConfig) -> list[str]:
     games = [*config.tasks.games, *config.tasks.validation, *config.tasks.held_out]
     atari = [game for game in games if not is_gymnasium_id(game)]
     return [*atari[:1], *(game for game in games if is_gymnasium_id(game))]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{error}".split())[:500] or type(error).__name__
