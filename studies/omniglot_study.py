@@ -198,7 +198,7 @@ def _draw(curves: list[dict[str, str]], training: list[dict[str, str]], file: Pa
     """Draws accuracy on held-out alphabets and in meta-training, means over seeds, for 25 alphabets."""
     figure = new_figure(width=10, height=3.8)
     axes = figure.subplots(1, 2, sharey=True)
-    for color, arm in enumerate(["random", *ARMS]):
+    for color, arm in enumerate(dict.fromkeys(row["arm"] for row in curves)):
         label: str | None = arm
         for axis, rows, step in zip(axes, (curves, training), ("gradient_steps", "meta_step"), strict=True):
             values: dict[int, list[float]] = {}
