@@ -89,7 +89,7 @@ class MetaConfig(PathConfig):
 
     @property
     def staleness(self) -> int:
-        """Meta-steps that may be taken while a task runs."""
+        """Returns how many meta-steps may be taken while a task runs."""
         return self.max_staleness if self.schedule == "asynchronous" else 0
 
 
@@ -152,12 +152,12 @@ class Config(Section):
 
     @property
     def update_steps(self) -> int:
-        """Agent steps a gradient step."""
+        """Returns the number of agent steps a gradient step."""
         return 1
 
     @property
     def num_updates(self) -> int:
-        """Gradient steps a task, rounded up to whole ones."""
+        """Returns the number of gradient steps a task, rounded up to whole ones."""
         return -(-self.task.agent_steps // self.update_steps)
 
     @property
@@ -172,7 +172,7 @@ class Config(Section):
 
     @property
     def task_updates(self) -> int:
-        """Gradient steps that a task takes between two meta-steps."""
+        """Returns how many gradient steps a task takes between two meta-steps."""
         return self.stream.segment_updates if self.num_legs else self.num_updates
 
     def check(self) -> None:
@@ -283,7 +283,7 @@ FREE_ON_RESUME = ("run.dir", "run.keep_checkpoints", "backend", "ray", "workers"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, leaf) pairs of nested mappings, in order."""
+    """Yields (dotted key, leaf) pairs of nested mappings, in order."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -303,5 +303,5 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of :func:`identity`: equal for runs that must end in the same initialization."""
+    """Returns the SHA-256 of :func:`identity`: equal for runs that must end in the same initialization."""
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()

@@ -33,11 +33,11 @@ class Measures:
         return f"held_out_{self.score}"
 
     def score_of(self, statistics: Mapping[str, float]) -> float | None:
-        """None where nothing was scored."""
+        """Returns the score; None where nothing was scored."""
         return _quotient(statistics, self.counts)
 
     def held_out_score_of(self, statistics: Mapping[str, float]) -> float | None:
-        """None before the end of a task, and where the process holds nothing out."""
+        """Returns the score on held-out data; None before a task's end, and where the process holds nothing out."""
         return _quotient(statistics, self.held_out_counts) if self.held_out_counts else None
 
     def zero_shot_score_of(self, statistics: Mapping[str, float]) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from leap_rl.files.text import closest
 from leap_rl.types import BadInputError
 
-if TYPE_CHECKING:  # needs torch
+if TYPE_CHECKING:  # pydantic is not needed to find a preset
     from leap_rl.config import Config
 
 FOLDER = Path(__file__).parent / "configs"  # in the repository a link to the folder at its root

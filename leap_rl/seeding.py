@@ -20,6 +20,6 @@ class Purpose(IntEnum):
 
 
 def derive_seed(run_seed: int, purpose: Purpose, *key: int) -> int:
-    """A 63-bit seed for one stream of a run, e.g. ``derive_seed(seed, Purpose.TASK, meta_step, slot)``."""
+    """Returns a 63-bit seed for one stream of a run, e.g. ``derive_seed(seed, Purpose.TASK, meta_step, slot)``."""
     sequence = np.random.SeedSequence(run_seed, spawn_key=(int(purpose), *key))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -53,7 +53,8 @@ def rooms(graph: Graph) -> Graph:
 
 
 def room_of(name: str) -> str:
-    """Returns the room of a module: "leap_rl.processes.a2c.network" → "processes/a2c"; "leap_rl.runs.run" → "run"."""
+    """Returns the room of a module: "leap_rl.processes.a2c.network" → "processes/a2c"; "leap_rl.runs.run" →
+    "runs"."""
     _, *parts = name.split(".")
     if parts[:1] == ["processes"] and len(parts) > 1:
         folder = Path(PACKAGE, *parts[:2]).is_dir()

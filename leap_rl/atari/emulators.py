@@ -21,7 +21,7 @@ _fresh: dict[Game, ale_py.ALEState] = {}  # what they are put back to
 
 
 def open_game(name: str) -> ale_py.ALEInterface:
-    """A fresh emulator with the ROM loaded, no action sticky: its seed makes no difference then."""
+    """Returns a fresh emulator with the ROM loaded. No action is sticky, so its seed makes no difference."""
     emulator = ale_py.ALEInterface()
     emulator.setInt("random_seed", 0)
     emulator.setFloat("repeat_action_probability", 0.0)
@@ -30,7 +30,7 @@ def open_game(name: str) -> ale_py.ALEInterface:
 
 
 def take(game: Game, count: int) -> list[ale_py.ALEInterface]:
-    """Emulators that have loaded the game and played nothing of it."""
+    """Returns emulators that have loaded the game and played nothing of it."""
     idle = _idle.pop(game, [])
     taken, left = idle[:count], idle[count:]
     if left:
@@ -44,7 +44,7 @@ def take(game: Game, count: int) -> list[ale_py.ALEInterface]:
 
 
 def give_back(game: Game, emulators: list[ale_py.ALEInterface]) -> None:
-    """They are not played any more."""
+    """Takes back emulators that are not played any more, and keeps them for the next task."""
     if game not in _fresh:  # all was forgotten while they played
         return
     _idle[game] = _idle.pop(game, []) + emulators  # as the last that was played
@@ -66,6 +66,6 @@ def _open(game: Game) -> ale_py.ALEInterface:
 
 @atexit.register
 def _forget() -> None:
-    """While ALE is still there to take them down."""
+    """Frees all emulators before Python ends, while ALE is still there to take them down."""
     _idle.clear()
     _fresh.clear()

@@ -53,7 +53,7 @@ class GameInfo:
 
     @property
     def pool(self) -> str:
-        """Which of the paper's pools the game is in, or "-"."""
+        """Returns which of the paper's pools the game is in, or "-"."""
         for pool, names in (("meta-training", META_TRAINING), ("held-out", HELD_OUT),
                             ("out-of-distribution", OUT_OF_DISTRIBUTION)):  # fmt: skip
             if self.name in names:
@@ -63,7 +63,7 @@ class GameInfo:
 
 @functools.cache
 def catalogue() -> dict[str, GameInfo]:
-    """Every one-player game that ships with ale-py and can be saved, by name.
+    """Returns every one-player game that ships with ale-py and can be saved, by name.
 
     ``games.json`` is written by ``python -m tools.games``, which asks ALE (10 s for all ROMs) and
     times each; a test holds it against ALE.
@@ -102,7 +102,8 @@ def parse_game(text: str) -> Game:
 
 
 def find_game(name: str) -> GameInfo:
-    """The game of that name, in any of its usual spellings. Raises BadInputError for an unknown or two-player game."""
+    """Returns the game of that name, in any of its usual spellings. Raises BadInputError for an unknown or
+    two-player game."""
     if "=" in name:  # [breakout:mode=4,difficulty=1] is two items in YAML
         raise BadInputError(f"{name!r}: is an option without its game; quote a name that has a comma in it")
     plain = _plain(name)
@@ -122,19 +123,22 @@ def find_game(name: str) -> GameInfo:
 
 
 def is_gymnasium_id(name: str) -> bool:
-    """Whether a task is named by an id of Gymnasium's, such as ``MinAtar/Breakout-v1``, and not by a game of ALE."""
+    """Returns whether a name is an id of Gymnasium's with a version, such as ``MinAtar/Breakout-v1``, and no game of
+    ALE's."""
     return bool(re.search(r"-v\d+$", name))
 
 
 def game_of(name: str) -> str:
-    """The game that an id of Gymnasium's Atari names, such as ``ALE/Pong-v5`` or ``PongNoFrameskip-v4``; or ""."""
+    """Returns the game that an id of Gymnasium's Atari names, such as ``ALE/Pong-v5`` or
+    ``PongNoFrameskip-v4``; or ""."""
     plain = _plain(re.sub(r"^ALE/|(NoFrameskip|Deterministic)?(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", name))
     return next((game for game in catalogue() if _plain(game) == plain), "")
 
 
 def canonical_name(name: str) -> str:
-    """A game's name as it is kept. Raises BadInputError for a game that there is not, and for an id that names a module
-    to import ("module:Name-v0"): a configuration must not decide which code is run. Other ids are Gymnasium's to judge.
+    """Returns a game's name as it is kept. Raises BadInputError for a game that there is not, and for an id that names
+    a module to import ("module:Name-v0"): a configuration must not decide which code is run. Other ids are Gymnasium's
+    to judge.
     """
     if is_gymnasium_id(name) and ":" in name:
         raise BadInputError(

@@ -49,8 +49,8 @@ def colors(lines: int, grey: bool) -> NDArray[np.uint8]:
 
 
 class Shrinker:
-    """Pairs of raw frames → images, whose pixels are the lighter ones of the pair: to the same bits as ALE's grey or
-    RGB screens, their maximum and cv2.resize by area, of what has changed since the pair before only.
+    """Makes images of pairs of raw frames: each pixel is the lighter one of the pair. Only what has changed since the
+    pair before is made anew. The bits are those of ALE's grey or RGB screens, their maximum and cv2.resize by area.
 
     Where height / size is a fraction p / q that floating point holds exactly (210 / 84 = 5 / 2), every p rows of a
     frame become q rows of the image by themselves, with the same weights: only strips of p rows that changed are

@@ -1,4 +1,4 @@
-"""Expands patterns that stand for many variants (modes and difficulties) of a game, and splits a pool of tasks."""
+"""Expands patterns that stand for many variants (modes and difficulties) of a game, and lists those left out."""
 
 import functools
 import itertools

@@ -182,7 +182,7 @@ class AtariVector:
         self._stacks[env] = np.tile(self._shrinker.images[env], self.config.frame_stack)
 
     def state(self) -> dict[str, Tensor]:
-        """The whole state as named tensors (copies): about 15 kB an environment, and its frame stack.
+        """Returns the whole state as named tensors (copies): about 15 kB an environment, and its frame stack.
 
         In the games of ``LONG_FRAMES`` it ends a frame that is half drawn, here as in whatever it is loaded into: they
         play on equally, but not as without it.

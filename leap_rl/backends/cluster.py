@@ -1,4 +1,5 @@
-"""Joins a Ray cluster or starts one, and answers questions about it. Imports Ray, as actors.py and ray.py do."""
+"""Joins a Ray cluster or starts one, and answers questions about it. Imports Ray, as actors.py,
+learner_handle.py, ray.py and work.py do."""
 
 import errno
 import logging

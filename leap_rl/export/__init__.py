@@ -1,1 +1,1 @@
-"""An initialization for other libraries."""
+"""Exports an initialization to other libraries."""

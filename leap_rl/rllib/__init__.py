@@ -1,5 +1,5 @@
-"""Leap over RLlib's algorithms (new API stack), and A2C as one of them. Beside the Ray backend the only code that
-imports ray.
+"""Runs Leap over RLlib's algorithms (new API stack), and adds A2C to them. Beside the Ray backend and
+processes/rllib/, this is the only code that imports Ray.
 
     from leap_rl.rllib import leap_learner, take_increment
 

@@ -121,4 +121,4 @@ class A2CTorchLearner(PPOLearner, TorchLearner):  # type: ignore[misc]
         return loss.total
 
     def _update_module_kl_coeff(self, **_: Any) -> None:
-        """There is none."""
+        """Does nothing: A2C has no KL coefficient."""

@@ -26,7 +26,7 @@ Chosen = Callable[[nn.Module], Mapping[str, nn.Parameter]]
 
 
 def encoder_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """An RLModule's trainable parameters below ``encoder.``: name → parameter.
+    """Returns an RLModule's trainable parameters below ``encoder.``: name → parameter.
 
     In RLlib's default modules that is all but the heads, which have another shape in every game, and but target
     networks. Raises BadInputError where there are none.
@@ -47,7 +47,7 @@ def leap_learner(
     make_path: Callable[[], PathAccumulator] = PathAccumulator,
     chosen: Chosen = encoder_parameters,
 ) -> type[TorchLearner]:
-    """A subclass of ``base`` that feeds every gradient step to the path that ``make_path`` makes.
+    """Returns a subclass of ``base`` that feeds every gradient step to the path that ``make_path`` makes.
 
     ``chosen`` picks what is meta-learned of the RLModule: a mapping that gives the same names at every call. Use it
     with ``AlgorithmConfig.learners(learner_class=...)`` and one Learner (``num_learners`` 0 or 1): one of several, or
@@ -100,7 +100,7 @@ def leap_learner(
 
 
 def take_increment(algorithm: Algorithm, finish: bool = False) -> dict[str, Tensor]:
-    """The meta-gradient of an algorithm's path since its start or the last call: name → tensor.
+    """Returns the meta-gradient of an algorithm's path since its start or the last call: name → tensor.
 
     ``finish`` closes the path where the parameters are now: nothing can be recorded after it. Raises RuntimeError
     where the path is not finite, BadInputError where the algorithm has no Learner of :func:`leap_learner`.

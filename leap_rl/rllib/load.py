@@ -42,7 +42,7 @@ class _Description(FileSchema):
 
 
 def read_export(folder: str | Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the description. Raises BadInputError where it is no export for RLlib."""
+    """Returns the tensors and the description. Raises BadInputError where it is no export for RLlib."""
     where = f"{folder}/{ENCODER}"
     try:
         tensors, _ = load_tensors(read_file(Path(folder) / ENCODER), where)
@@ -76,7 +76,7 @@ def load_encoder(target: Algorithm | RLModule, folder: str | Path) -> LoadReport
 
 
 def load_into_module(module: RLModule, tensors: Tensors) -> LoadReport:
-    """See :func:`load_encoder`."""
+    """Loads tensors into an RLModule, as :func:`load_encoder` does."""
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not any(name.startswith("encoder.encoder.") for name in parameters):  # DQN: no actor and critic to share it
         renamed = {"encoder.encoder.": "encoder.", "pi.": "af."}
@@ -104,7 +104,7 @@ def load_into_module(module: RLModule, tensors: Tensors) -> LoadReport:
 
 
 def spread(algorithm: Algorithm) -> None:
-    """From an algorithm's Learners into their target networks, and into the EnvRunners."""
+    """Copies the weights of an algorithm's Learners into their target networks, and into the EnvRunners."""
 
     def into_targets(learner: Any) -> None:
         (module,) = learner.module.values()
@@ -117,7 +117,7 @@ def spread(algorithm: Algorithm) -> None:
 
 
 def default_module_features(tensors: Tensors, images: Tensor) -> Tensor:
-    """float32 [N, 256]: what PPO's default RLModule computes of images [N, H, W, C] in front of its heads."""
+    """Returns float32 [N, 256]: what PPO's default RLModule computes of images [N, H, W, C] in front of its heads."""
     with quiet():
         module = RLModuleSpec(
             module_class=DefaultPPOTorchRLModule,

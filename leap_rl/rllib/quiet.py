@@ -1,4 +1,4 @@
-"""RLlib's talk."""
+"""Silences warnings of RLlib's."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """RLlib's warnings of what is deprecated inside RLlib are for its authors."""
+    """Hides RLlib's warnings about what is deprecated inside RLlib: they are meant for its authors."""
     loggers = [logging.getLogger("ray.rllib"), logging.getLogger("ray._common.deprecation")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

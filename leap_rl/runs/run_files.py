@@ -59,7 +59,7 @@ class State(FileSchema):
 
 
 class Metadata(FileSchema):
-    """Describes the content of the metadata of an initialization."""
+    """Describes the metadata of an initialization."""
 
     model_config = ConfigDict(extra="allow")  # also has package versions
     format: Literal["leap_rl initialization"]
@@ -67,7 +67,7 @@ class Metadata(FileSchema):
 
 
 class _Row(FileSchema):
-    """Describes the content of a line of metrics.jsonl, with only the keys that are read."""
+    """Describes a line of metrics.jsonl, with only the keys that are read."""
 
     kind: Literal["segment", "task", "meta_step", "fault"]
     meta_step: Count

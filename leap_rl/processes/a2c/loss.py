@@ -41,7 +41,7 @@ def a2c_loss(
     entropy_cost: float,
     held_values: Tensor | None = None,
 ) -> A2CLoss:
-    """``logits`` [T, B, A], ``values`` [T, B], ``actions`` int64 [T, B], ``returns`` [T, B].
+    """Returns the loss of ``logits`` [T, B, A], ``values`` [T, B], ``actions`` int64 [T, B] and ``returns`` [T, B].
 
     No gradient flows through the returns, nor through the advantage of the policy term: the loss whose gradient
     this is holds both. ``held_values`` [T, B] evaluates that loss elsewhere: they are the values at the point
@@ -61,7 +61,8 @@ def a2c_loss(
 def a2c_gradients(
     logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor, value_cost: float, entropy_cost: float
 ) -> tuple[Tensor, Tensor]:
-    """Those of :func:`a2c_loss`'s total in ``logits`` [T, B, A] and ``values`` [T, B], without a graph.
+    """Returns the gradients of :func:`a2c_loss`'s total in ``logits`` [T, B, A] and ``values`` [T, B],
+    without a graph.
 
     With advantage a, policy π, its entropy H and N = T·B: (π (a + entropy_cost (log π + H)) − a, the last only where
     the action was chosen) / N for a logit, and −2 value_cost a / N for a value.

@@ -22,7 +22,7 @@ PRECISION = "leap_rl_precision"  # key of an RLModule's model_config
 
 @dataclass
 class LeapEncoderConfig(ModelConfig):  # type: ignore[misc]
-    """Of images uint8 [H, W, C], H = W."""
+    """Configures the encoder of images uint8 [H, W, C], H = W."""
 
     precision: str = "fp32"
 

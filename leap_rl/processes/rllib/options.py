@@ -45,19 +45,19 @@ WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def own_network(config: RLlibConfig) -> bool:
-    """Whether the network is RLlib's own (``rllib.options.model_config``), not the encoder of processes/a2c."""
+    """Returns whether the network is RLlib's own (``rllib.options.model_config``), not the encoder of processes/a2c."""
     return "model_config" in config.rllib.options
 
 
 def meta_learned(config: RLlibConfig) -> Chosen:
-    """What Leap sees of an RLModule."""
+    """Returns what picks, of an RLModule, the parameters that Leap sees."""
     return encoder_parameters if own_network(config) else shared_encoder
 
 
 def algorithm_config(
     config: RLlibConfig, game: str, seed: int, make_path: Callable[[], PathAccumulator] = PathAccumulator
 ) -> AlgorithmConfig:
-    """The RLlib configuration of one task. Raises BadInputError, one line, for an option that RLlib refuses."""
+    """Returns the RLlib configuration of one task. Raises BadInputError, one line, for an option that RLlib refuses."""
     agent = config.agent
     options = ALGORITHMS[config.rllib.algorithm]()
     with quiet():
@@ -129,7 +129,7 @@ def _choose_network(config: RLlibConfig, options: AlgorithmConfig) -> None:
 
 
 def build_module(config: RLlibConfig, game: str) -> RLModule:
-    """A fresh RLModule of a game, as the Learner builds it. Raises BadInputError where it cannot be built."""
+    """Builds a fresh RLModule of a game, as the Learner builds it. Raises BadInputError where it cannot be built."""
     options = algorithm_config(config, game, seed=0)
     env = make_env(config, game, 0, own_network(config))
     space: Any = env.observation_space

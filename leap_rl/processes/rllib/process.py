@@ -107,7 +107,7 @@ class RLlibProcess:
                 yield self._cut_segment(last)
 
     def _cut_segment(self, last: bool) -> Increment:
-        """The increment of the segment that ends here, and its statistics (docs/metrics.md)."""
+        """Returns the increment of the segment that ends here, and its statistics (docs/metrics.md)."""
         if last:
             self.algorithm.stop()  # a thread of IMPALA's may still take steps
         learner, before = self.learner, self._counts
@@ -143,7 +143,7 @@ class RLlibProcess:
         return increment
 
     def _count(self) -> dict[str, float]:
-        """Sums over the environments since the start of the task."""
+        """Returns sums over the environments since the start of the task."""
         envs = [_task_env(env) for env in self.algorithm.env_runner.env.unwrapped.envs]
         episodes = [episode for env in envs for episode in env.episodes]
         return {
@@ -156,7 +156,7 @@ class RLlibProcess:
         }
 
     def _keep(self, results: Mapping[str, Any]) -> None:
-        """RLlib's own numbers of its newest update; one that is missing in an iteration keeps its value."""
+        """Keeps RLlib's own numbers of its newest update; one that is missing in an iteration keeps its value."""
         (module,) = self.learner.module.keys()
         for name, value in results.get("learners", {}).get(module, {}).items():
             known = self.num_segments == 0 or name in self._rllib  # all segments have the same statistics
@@ -170,7 +170,7 @@ class RLlibProcess:
         return {name: value.detach().cpu().clone() for name, value in self.learner.meta_learned().items()}
 
     def state(self) -> Tensors:
-        """Where the task began, how many segments it has had, and the fingerprint of what came of them."""
+        """Returns where the task began, how many segments it has had, and the fingerprint of what came of them."""
         state = {f"initialization/{name}": value for name, value in self.initialization.items()}
         return state | {"num_segments": torch.tensor(self.num_segments), "fingerprint": self._fingerprint()}
 
@@ -206,7 +206,7 @@ def _fitting(parameters: Mapping[str, Tensor], given: Tensors) -> Mapping[str, T
 
 
 def initial_parameters(config: RLlibConfig, seed: int) -> Tensors:
-    """What is meta-learned of a fresh RLModule of the first game: name → float32 tensor."""
+    """Returns what is meta-learned of a fresh RLModule of the first game: name → float32 tensor."""
     torch.set_num_threads(1)
     if not own_network(config):
         return games_initialization(config, seed)
