@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measures:
+    """Says what a process calls its numbers, and which statistics its scores and means are made of."""
+
     task: str  # what a task is
     tasks: str
     step: str  # what agent_steps counts

@@ -44,7 +44,7 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """What it has in common with the runs that differ from it in their seed alone."""
+        """Returns what it has in common with the runs that differ from it in their seed alone."""
         return "  ".join(f"{key}={as_value(value)}" for key, value in self.values.items() if key != SEED) or "all"
 
 
@@ -61,7 +61,7 @@ class Sweep:
 
     @property
     def column(self) -> str:
-        """The name of the score in rows of metrics.jsonl."""
+        """Returns the name of the score in rows of metrics.jsonl."""
         return self.measures.score if self.by == "area" else self.measures.held_out_score
 
 
