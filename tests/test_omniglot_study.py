@@ -9,7 +9,7 @@ import pytest
 from leap_rl.config_files import load_config
 from studies.omniglot_study import ARMS, CONFIG, QUESTIONS, RESULT, keys_of, report
 
-STEPS = {"maml": 5, "fomaml": 5, "joint": 500, "maml_batch": 5, "maml_adam": 5, "maml_20": 20, "fomaml_20": 20}
+STEPS = {"maml": 5, "fomaml_5": 5, "joint": 500, "maml_batch": 5, "maml_adam": 5, "maml_20": 20}
 RATES = {"joint": 1.0, "maml_adam": 0.003}
 
 
