@@ -43,6 +43,7 @@ CLASSIFICATION = {
     "alphabets.source": "elsewhere", "alphabets.train": 5, "alphabets.held_out": 3, "alphabets.split": 1,
     "alphabets.checksum": "0" * 64, "classifier.filters": 8, "classifier.batch_size": 10, "classifier.lr": 0.01,
     "alphabets.order": "training_first", "alphabets.held_out_drawings": "first", "alphabets.sampling": "permutation",
+    "alphabets.drawings": "nearest",
     "classifier.pooling": "before_norm", "classifier.norm": "running",
     "alphabets.per_task": 2, "meta.rule": "maml", "task.agent_steps": 7,
 }  # fmt: skip

@@ -1,16 +1,27 @@
 """The keys with which classification goes as the code of the paper's authors does, beside torch's own modules."""
 
+import io
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from leap_rl.config_files import load_config
 from leap_rl.processes import initial_parameters, start_process
-from leap_rl.processes.classification.data import Problem, held_out_batch, load_problem, split
+from leap_rl.processes.classification.data import (
+    Problem,
+    augment,
+    held_out_batch,
+    load_family,
+    load_problem,
+    split,
+)
 from leap_rl.types import Task
-from tests.alphabets import tiny_config, training_batch, write_zip
+from tests.alphabets import drawings, tiny_config, training_batch, write_zip
 from tests.helpers import assert_goes_on_elsewhere
 
 TASK = Task(0, 0, "Script_2", seed=11)
@@ -19,6 +30,7 @@ AUTHORS = {
     "classifier.norm": "running",
     "alphabets.sampling": "permutation",
     "alphabets.held_out_drawings": "first",
+    "alphabets.drawings": "nearest",
     "alphabets.order": "training_first",
 }
 
@@ -114,6 +126,37 @@ def test_the_first_drawings_are_held_out(archive):
     whole_first = torch.cat([first.held_out, first.train], dim=1)
     assert torch.equal(whole_first, torch.cat([last.train, last.held_out], dim=1))
     assert first.held_out.shape[1] == last.held_out.shape[1] == 5
+
+
+def test_drawings_are_shrunk_by_the_nearest_pixel_as_pillow_does(archive):
+    config = tiny_config(archive, **{"alphabets.drawings": "nearest"}).alphabets
+    found = load_family(config.source, nearest=True).drawings["Script_2"]
+    for character, drawing in ((0, 0), (4, 6), (20, 19)):
+        data = drawings()[f"images/Script_2/character{character + 1:02d}/{drawing + 1:04d}.png"]
+        wanted = Image.open(io.BytesIO(data)).resize((28, 28), Image.Resampling.NEAREST)
+        assert np.array_equal(255 - found[character, drawing], np.asarray(wanted))
+    assert load_problem(config, "Script_2").nearest
+
+
+def test_drawings_are_turned_by_the_nearest_pixel_with_ink_around_the_paper():
+    """Beside a slow transcription: each pixel of the new image asks where it was."""
+    images = torch.randint(0, 2, (6, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)) * 255
+    draws = torch.rand(4, 6, generator=torch.Generator().manual_seed(2))
+    found = augment(images, draws, nearest=True)
+    differing = 0
+    for number, (angle, right, down, scale) in enumerate(draws.double().T.tolist()):
+        turn, times = 2 * math.pi * angle, 0.8 + 0.4 * scale
+        for row in range(28):
+            for column in range(28):
+                x = (column + 0.5 - 14) - 28 * 0.2 * (2 * right - 1)
+                y = (row + 0.5 - 14) - 28 * 0.2 * (2 * down - 1)
+                was_x = (math.cos(turn) * x + math.sin(turn) * y) / times + 14
+                was_y = (-math.sin(turn) * x + math.cos(turn) * y) / times + 14
+                inside = 0 <= was_x < 28 and 0 <= was_y < 28
+                wanted = 1 - float(images[number, int(was_y), int(was_x)]) / 255 if inside else 0.0
+                differing += wanted != float(found[number, 0, row, column])
+    assert differing <= 3, "points that lie on the edge between two pixels, to a rounding error"
+    assert set(found.unique().tolist()) == {0.0, 1.0}
 
 
 def test_alphabets_to_train_on_come_first_and_the_next_are_held_out(archive):

@@ -27,6 +27,13 @@ class AlphabetsConfig(Section):
         Literal["with_replacement", "permutation"],
         Field(description="of a batch's drawings; permutation: each drawing once before any comes again"),
     ] = "with_replacement"
+    drawings: Annotated[
+        Literal["smooth", "nearest"],
+        Field(
+            description="smooth: shrunk and turned by averaging; ink 1, paper and around it 0; nearest: by the nearest "
+            "pixel; paper 1, ink and around the paper 0"
+        ),
+    ] = "smooth"
     per_task: Annotated[
         PositiveInt,
         Field(

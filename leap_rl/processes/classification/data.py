@@ -40,15 +40,15 @@ class Family:
 
 
 @functools.cache
-def load_family(source: str) -> Family:
-    """The alphabets with at least 20 characters. Raises BadInputError where there is nothing to be read."""
-    drawings = load_glyphs() if source == "glyphs" else load_omniglot(source)
+def load_family(source: str, nearest: bool = False) -> Family:
+    """Returns the alphabets with at least 20 characters. Raises BadInputError where there is nothing to be read."""
+    drawings = load_glyphs() if source == "glyphs" else load_omniglot(source, nearest)
     return Family(drawings, checksum(drawings))
 
 
 def checked_family(config: AlphabetsConfig) -> Family:
     """:func:`load_family`. Raises BadInputError where its drawings are not those of ``alphabets.checksum``."""
-    family = load_family(config.source)
+    family = load_family(config.source, config.drawings == "nearest")
     if config.checksum not in (None, family.checksum):
         raise BadInputError(
             f"alphabets.checksum = {config.checksum}: the drawings of alphabets.source = {config.source} are others "
@@ -88,10 +88,11 @@ def parse_alphabet(config: AlphabetsConfig, text: str) -> str:
 
 
 class Problem(NamedTuple):
-    """A 20-way classification: uint8, ink 255."""
+    """Holds a 20-way classification: uint8, ink 255; and how it is shown (``alphabets.drawings``)."""
 
     train: Tensor  # [20 labels, drawings, 28, 28]
     held_out: Tensor  # [20 labels, 5 drawings, 28, 28]
+    nearest: bool = False
 
 
 def load_problem(config: AlphabetsConfig, alphabet: str) -> Problem:
@@ -99,13 +100,14 @@ def load_problem(config: AlphabetsConfig, alphabet: str) -> Problem:
     drawings = checked_family(config).drawings[alphabet]
     rng = np.random.default_rng([config.split, *alphabet.encode()])
     chosen = torch.from_numpy(drawings[rng.permutation(len(drawings))[:NUM_CLASSES]])
+    nearest = config.drawings == "nearest"
     if config.held_out_drawings == "first":
-        return Problem(chosen[:, NUM_HELD_OUT:], chosen[:, :NUM_HELD_OUT])
-    return Problem(chosen[:, :-NUM_HELD_OUT], chosen[:, -NUM_HELD_OUT:])
+        return Problem(chosen[:, NUM_HELD_OUT:], chosen[:, :NUM_HELD_OUT], nearest)
+    return Problem(chosen[:, :-NUM_HELD_OUT], chosen[:, -NUM_HELD_OUT:], nearest)
 
 
 class Batch(NamedTuple):
-    images: Tensor  # float32 [N, 1, 28, 28], ink 1
+    images: Tensor  # float32 [N, 1, 28, 28], as `augment` returns them
     labels: Tensor  # int64 [N]
 
 
@@ -126,7 +128,7 @@ def training_batches(
         images.append(problem.train.flatten(0, 1)[chosen])
         labels.append(chosen // num_drawings)
         draws.append(draw(size, generator))
-    moved = augment(torch.cat(images), torch.cat(draws, dim=1))
+    moved = augment(torch.cat(images), torch.cat(draws, dim=1), places[0][0].nearest)
     return [Batch(*both) for both in zip(torch.split(moved, size), labels, strict=True)]
 
 
@@ -141,7 +143,8 @@ def _in_turn(total: int, places: range, seed: int) -> Tensor:
 def held_out_batch(problem: Problem, seed: int) -> Batch:
     """All drawings that are held out, each once."""
     labels = torch.arange(len(problem.held_out)).repeat_interleave(problem.held_out.shape[1])
-    return Batch(augment(problem.held_out.flatten(0, 1), draw(len(labels), _generator(seed))), labels)
+    draws = draw(len(labels), _generator(seed))
+    return Batch(augment(problem.held_out.flatten(0, 1), draws, problem.nearest), labels)
 
 
 def _generator(seed: int, *key: int) -> torch.Generator:
@@ -154,8 +157,11 @@ def draw(size: int, generator: torch.Generator) -> Tensor:
     return torch.rand(4, size, generator=generator)
 
 
-def augment(images: Tensor, draws: Tensor) -> Tensor:
-    """uint8 [N, 28, 28] → float32 [N, 1, 28, 28], each turned by any angle, shifted and scaled by its own draws."""
+def augment(images: Tensor, draws: Tensor, nearest: bool = False) -> Tensor:
+    """Turns images uint8 [N, 28, 28] by any angle, shifts and scales them, each by its own draws. Returns float32
+    [N, 1, 28, 28]: ink is 1, paper and what comes from outside of it 0. If ``nearest``, pixels are taken over instead
+    of interpolated, and paper is 1, ink and what comes from outside 0, as in the code of the paper's authors.
+    """
     size = len(images)
     angle, right, down, scale = draws
     angle = angle * math.radians(TURN)
@@ -166,7 +172,10 @@ def augment(images: Tensor, draws: Tensor) -> Tensor:
     rows = [cosine, sine, -(cosine * right + sine * down), -sine, cosine, sine * right - cosine * down]
     back = torch.stack(rows, dim=1).view(2 * size, 3)
     grid = (back @ _points()).view(size, 2, SIDE, SIDE).permute(0, 2, 3, 1)  # F.affine_grid takes four times as long
-    return F.grid_sample(images[:, None].float() / 255, grid, align_corners=False)
+    ink = images[:, None].float() / 255
+    if nearest:
+        return F.grid_sample(1 - ink, grid, mode="nearest", align_corners=False)
+    return F.grid_sample(ink, grid, align_corners=False)
 
 
 @functools.cache

@@ -24,15 +24,16 @@ MIN_PAPER = 160  # the lightest pixel of a drawing, of 255
 MAX_INK = 0.75  # of a drawing, on average; a real one has a tenth
 
 
-def load_omniglot(source: str) -> dict[str, NDArray[Any]]:
-    """Alphabet → uint8 [characters, 20 drawings, 28, 28], ink 255; those with fewer than 20 characters left out.
+def load_omniglot(source: str, nearest: bool = False) -> dict[str, NDArray[Any]]:
+    """Returns alphabet → uint8 [characters, 20 drawings, 28, 28], ink 255; those with fewer than 20 characters are left
+    out. A pixel is the mean of those that it replaces, or the one ``nearest`` to its middle.
 
     Raises BadInputError where the path cannot be read, a drawing is no image, or no alphabet is left.
     """
     found: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
     for name, data in _files(source):
         alphabet, character, drawing = PurePosixPath(name).parts[-3:]
-        image = _read(data, f"{source}: {name}")
+        image = _read(data, f"{source}: {name}", nearest)
         if not np.array_equal(found.setdefault((alphabet, character), {}).setdefault(drawing[:-4], image), image):
             raise BadInputError(
                 f"alphabets.source = {source}: {name}: is another drawing than one of the same alphabet, character and "
@@ -102,8 +103,8 @@ def _is_drawing(name: str) -> bool:
     return name.lower().endswith(".png") and len(parts) >= 3 and not any(map(_is_left_out, parts))
 
 
-def _read(data: bytes, where: str) -> NDArray[Any]:
-    """A drawing of dark ink on white paper → uint8 [28, 28], ink 255. Raises BadInputError where it is none."""
+def _read(data: bytes, where: str, nearest: bool) -> NDArray[Any]:
+    """Returns a drawing of dark ink on white paper as uint8 [28, 28], ink 255. Raises BadInputError if it is none."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     except cv2.error:  # of more pixels than it reads
@@ -126,4 +127,5 @@ def _read(data: bytes, where: str) -> NDArray[Any]:
             f"alphabets.source = {where}: is inverted: its share of ink is {ink:.2f}, where drawings have 0.1; it must "
             "be dark ink on white paper"
         )
-    return 255 - np.asarray(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+    how = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA
+    return 255 - np.asarray(cv2.resize(image, (SIDE, SIDE), interpolation=how))
