@@ -74,8 +74,7 @@ class TaskStream:
                 )  # fmt: skip
                 ledger.receive(parcel)
                 residual = compressor.residual if state and not increment.last else {}
-                data = SavedTask(ledger, state, residual).dump()
-            self._store.write(ledger, data)
+                self._store.save(SavedTask(ledger, state, residual))
             yield parcel
 
     def _start(self) -> Tensors:

@@ -49,12 +49,11 @@ ARMS = {
     "none": ["meta.rule=none", "meta.metric=energy", "meta.steps=1", "meta.batch_size=1"],
 }  # fmt: skip
 QUESTIONS = {
-    "leap_encoder": [*ARMS["leap"], "meta.parameters=encoder"],  # is `joint` ahead since it hands on no head?
+    # Is `joint` ahead because it hands on no head?
+    "leap_encoder": [*ARMS["leap"], "meta.parameters=encoder"],
     "reptile_encoder": [*ARMS["reptile"], "meta.parameters=encoder"],
-    "maml_batch": [
-        *ARMS["maml"],
-        "classifier.norm=batch",
-    ],  # what holds MAML back: running averages, the rate, 5 steps?
+    # What holds MAML back: running averages, the rate, or tasks of 5 steps?
+    "maml_batch": [*ARMS["maml"], "classifier.norm=batch"],
     "maml_adam": [*ARMS["maml"], "meta.optimizer=adam", "meta.lr=0.003"],
     "maml_20": [*ARMS["maml"], "task.agent_steps=20", "stream.segment_updates=20"],
     "fomaml_5": ["meta.rule=fomaml", *FIVE_STEPS],

@@ -104,9 +104,8 @@ def seconds_left(
     """Returns how long the meta-steps to come will take, if they take as long as the last few did; what is done of the
     tasks under way is left out. None where no meta-step is done."""
     steps = [row for row in steps if "seconds" in row]
-    timed = [
-        row for row in steps if row.get("agent_steps_per_second", 0) is not None
-    ]  # not: a part in a session before
+    # A meta-step that an earlier session has trained a part of has no speed, and its seconds are of the rest.
+    timed = [row for row in steps if row.get("agent_steps_per_second", 0) is not None]
     recent: list[float] = [row["seconds"] for row in (timed or steps)[-RECENT:]]
     if not recent:
         return None

@@ -29,13 +29,6 @@ class SavedTask:
     state: Tensors  # the learning process's; after the task's end its last weights, if it keeps them
     residual: Tensors  # the part of the increments that compression has kept back
 
-    def dump(self) -> bytes:
-        """Returns the content of the task's file. Raises an exception, of any kind, where the process has put into it
-        what a file cannot hold."""
-        groups = {"state": self.state, "total": self.ledger.total, "residual": self.residual}
-        tensors = {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
-        return dump_tensors(tensors, {**FORMAT_VERSION, "ledger": self.ledger.header()})
-
 
 class TaskStore:
     """Saves and loads the tasks of a run directory."""
@@ -45,13 +38,12 @@ class TaskStore:
 
     def save(self, saved: SavedTask) -> None:
         """Saves a task durably, and removes its older files."""
-        self.write(saved.ledger, saved.dump())
-
-    def write(self, ledger: Ledger, data: bytes) -> None:
-        """Does what :meth:`save` does, given the content of the task's file."""
+        ledger = saved.ledger
         folder, name = _folder(ledger.task.place), f"{ledger.next_sequence:06d}.safetensors"
+        groups = {"state": saved.state, "total": ledger.total, "residual": saved.residual}
+        tensors = {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
         older = [other for other in self._storage.names(folder) if other < name]
-        self._storage.write(f"{folder}/{name}", data)
+        self._storage.write(f"{folder}/{name}", dump_tensors(tensors, {**FORMAT_VERSION, "ledger": ledger.header()}))
         for other in older:
             self._storage.remove(f"{folder}/{other}")
 
