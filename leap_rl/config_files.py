@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from leap_rl.config import Config
-from leap_rl.files.storage import MAX_TEXT, expand_key, read_file
+from leap_rl.files.interface import MAX_TEXT
+from leap_rl.files.storage import expand_key, read_file
 from leap_rl.files.text import closest
 from leap_rl.files.yaml_files import parse_yaml
 from leap_rl.processes import PROCESSES, process_type

@@ -153,9 +153,25 @@ def test_whatever_a_client_raises_is_said_as_its_reason(monkeypatch):
     for ask in (lambda: files.read("a"), lambda: files.remove("a")):
         with pytest.raises(StorageError, match=r"run\.dir = memory://.*: Failed to get token"):
             ask()
-    monkeypatch.setattr("leap_rl.files.storage._file_system", fails)
+    monkeypatch.setattr("leap_rl.files.object_storage._file_system", fails)
     with pytest.raises(BadInputError, match=r"cannot be opened: Failed to get token"):
         open_storage("memory://a")
+
+
+def test_a_bucket_that_was_removed_meanwhile_is_named_by_what_writes_and_nothing_to_what_removes(monkeypatch):
+    from pyarrow.fs import FileType
+
+    def missing(*_, **__):
+        raise FileNotFoundError(2, "no such bucket")
+
+    files = open_storage(f"memory://{uuid.uuid4().hex}")
+    found = SimpleNamespace(get_file_info=lambda _: SimpleNamespace(type=FileType.File), type_name="s3")
+    calls = ("open_input_stream", "open_output_stream", "delete_file")
+    monkeypatch.setattr(files, "_files", SimpleNamespace(**vars(found), **dict.fromkeys(calls, missing)))
+    for write in (files.write, files.append):
+        with pytest.raises(StorageError, match=r"run\.dir = memory://.*: was removed or moved while it was in use"):
+            write("a", b"1")
+    files.remove("a")
 
 
 # Local writes

@@ -16,7 +16,7 @@ import torch
 
 from leap_rl.backends import cluster
 from leap_rl.evaluation.report import as_text
-from leap_rl.files import storage
+from leap_rl.files import object_storage
 from leap_rl.files.storage import LocalStorage, expand, open_storage
 from leap_rl.runs.run import describe, open_run
 from leap_rl.runs.run_files import Progress
@@ -92,7 +92,7 @@ def silent_store(monkeypatch):
 
 
 def test_a_store_that_does_not_answer_has_a_time_limit(silent_store, monkeypatch):
-    monkeypatch.setattr(storage, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(object_storage, "ANSWER_SECONDS", 1.0)
     store, began = open_storage(silent_store), time.monotonic()
     for ask in (store.names, lambda: store.read("config.yaml"), lambda: store.write("a", b"b")):
         with pytest.raises(StorageError, match="no answer in 1 s"):

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leap_rl.config_files import parse_config
 from leap_rl.evaluation.plan import Plan, shown_tasks
-from leap_rl.files.storage import Storage
+from leap_rl.files.interface import Storage
 from leap_rl.files.tensor_files import below
 from leap_rl.processes import initial_parameters, process_of, start_process
 from leap_rl.runs.run_files import CONFIG, read_config

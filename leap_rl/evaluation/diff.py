@@ -12,7 +12,8 @@ from leap_rl.evaluation.evaluate import read_description
 from leap_rl.evaluation.markdown import shown
 from leap_rl.evaluation.results import Curve, read_curves
 from leap_rl.evaluation.statistics import Estimate, paired_difference
-from leap_rl.files.storage import MAX_TEXT, Storage, open_storage
+from leap_rl.files.interface import MAX_TEXT, Storage
+from leap_rl.files.storage import open_storage
 from leap_rl.files.text import printable
 from leap_rl.files.yaml_files import parse_yaml
 from leap_rl.runs.diff import describe_keys, differing

@@ -20,8 +20,9 @@ from leap_rl.backends.backend import Backend
 from leap_rl.config import identity
 from leap_rl.evaluation.plan import Plan, differences
 from leap_rl.evaluation.schemas import Description
+from leap_rl.files.interface import Storage
 from leap_rl.files.schemas import parse_json
-from leap_rl.files.storage import Storage, open_storage
+from leap_rl.files.storage import open_storage
 from leap_rl.measures import Measures
 from leap_rl.meta.collector import Collector
 from leap_rl.processes import process_of, process_type

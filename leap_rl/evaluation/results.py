@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from leap_rl.evaluation.plan import Plan
 from leap_rl.evaluation.schemas import Probes, check_curve
+from leap_rl.files.interface import Storage
 from leap_rl.files.schemas import parse_json
-from leap_rl.files.storage import Storage
 from leap_rl.measures import Measures
 from leap_rl.meta.ledger import Ledger
 from leap_rl.meta.probes import cosines, drift_by_layer

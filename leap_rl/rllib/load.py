@@ -18,8 +18,9 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from torch import Tensor
 
+from leap_rl.files.interface import MAX_TEXT
 from leap_rl.files.schemas import FileSchema, parse_json
-from leap_rl.files.storage import MAX_TEXT, read_file
+from leap_rl.files.storage import read_file
 from leap_rl.files.tensor_files import load_tensors
 from leap_rl.rllib.learner import on_learners
 from leap_rl.rllib.quiet import quiet

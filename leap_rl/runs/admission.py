@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from leap_rl.config import Config, flatten, identity
-from leap_rl.files.storage import LocalStorage, Storage
+from leap_rl.files.interface import Storage
+from leap_rl.files.storage import LocalStorage
 from leap_rl.runs.formats import check_formats
 from leap_rl.runs.run_files import CONFIG, read_config
 from leap_rl.types import BadInputError

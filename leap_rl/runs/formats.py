@@ -6,7 +6,7 @@ those of format 1, so neither version continues a run of the other.
 
 from collections.abc import Mapping
 
-from leap_rl.files.storage import Storage
+from leap_rl.files.interface import Storage
 from leap_rl.files.tensor_files import load_tensors
 from leap_rl.types import BadInputError
 

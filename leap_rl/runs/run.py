@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from leap_rl.config import Config, config_hash
+from leap_rl.files.interface import MAX_TEXT, Storage
 from leap_rl.files.schemas import FileSchema, Schema, parse_json
-from leap_rl.files.storage import MAX_TEXT, LocalStorage, Storage, is_open, open_storage
+from leap_rl.files.storage import LocalStorage, is_open, open_storage
 from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.files.yaml_files import dump_yaml
 from leap_rl.meta.schedule import due, needed

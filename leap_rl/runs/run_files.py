@@ -20,8 +20,9 @@ from pydantic import ConfigDict, Field, RootModel, TypeAdapter
 from leap_rl import __version__
 from leap_rl.config import Config
 from leap_rl.config_files import parse_config
+from leap_rl.files.interface import MAX_TEXT, Storage
 from leap_rl.files.schemas import Count, FileSchema, Finite, parse_json
-from leap_rl.files.storage import MAX_TEXT, Storage, open_storage, read_file
+from leap_rl.files.storage import open_storage, read_file
 from leap_rl.files.tensor_files import load_tensors
 from leap_rl.files.text import is_plain
 from leap_rl.files.yaml_files import parse_yaml

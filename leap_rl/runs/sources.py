@@ -10,8 +10,9 @@ from pydantic import Field
 from leap_rl import hub, pretrained
 from leap_rl.config import Config
 from leap_rl.config_files import parse_config
+from leap_rl.files.interface import MAX_TEXT, Storage
 from leap_rl.files.schemas import Count, FileSchema, parse_json
-from leap_rl.files.storage import MAX_TEXT, LocalStorage, Storage, open_storage
+from leap_rl.files.storage import LocalStorage, open_storage
 from leap_rl.files.tensor_files import load_tensors
 from leap_rl.runs.foreign import of_this_machine
 from leap_rl.runs.run import RunDirectory

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from leap_rl.files.storage import Storage
+from leap_rl.files.interface import Storage
 from leap_rl.files.tensor_files import below, dump_tensors, load_tensors
 from leap_rl.meta.ledger import Ledger
 from leap_rl.runs.formats import FORMAT_VERSION

@@ -9,8 +9,9 @@ from typing import Any
 
 from leap_rl.config import FREE_ON_RESUME, Config, config_hash
 from leap_rl.config_files import as_value
+from leap_rl.files.interface import MAX_TEXT
 from leap_rl.files.schemas import Count, FileSchema, parse_json
-from leap_rl.files.storage import MAX_TEXT, LocalStorage, open_storage
+from leap_rl.files.storage import LocalStorage, open_storage
 from leap_rl.files.yaml_files import parse_yaml
 from leap_rl.measures import Measures
 from leap_rl.presets import configuration_of
