@@ -22,7 +22,8 @@ def train(options: argparse.Namespace) -> int:
     config = configuration_of(options.config, options.overrides)
 
     from leap_rl.processes import process_of, resolve
-    from leap_rl.runs.run import adopt_precision, describe, is_finished, open_run
+    from leap_rl.runs.inspection import adopt_precision, describe, is_finished
+    from leap_rl.runs.run import open_run
     from leap_rl.runs.run_files import read_metrics
     from leap_rl.runs.terminal import PlainConsole, summary_table
     from leap_rl.training import train_run
@@ -252,7 +253,7 @@ def games(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     from leap_rl.processes import process_type
-    from leap_rl.runs.run import describe
+    from leap_rl.runs.inspection import describe
 
     _give(options.overrides)
     state = describe(options.run)

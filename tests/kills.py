@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from leap_rl.runs.run import describe
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.run_files import read_metrics
 from tests.cli_helpers import TINY, cli, here, kill_session, session, start, write_config
 from tests.helpers import nest

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from leap_rl.runs.run import describe
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.run_files import read_metrics
 from tests.cli_helpers import TINY, cli, kill_session, session, start, write_config
 from tests.gradient_steps import GradientSteps

@@ -11,7 +11,8 @@ from leap_rl.export.export import export_run
 from leap_rl.files.storage import LocalStorage
 from leap_rl.files.tensor_files import dump_tensors, load_tensors
 from leap_rl.meta.ledger import Ledger
-from leap_rl.runs.run import RunDirectory, describe, is_finished, open_run
+from leap_rl.runs.inspection import describe, is_finished
+from leap_rl.runs.run import RunDirectory, open_run
 from leap_rl.runs.run_files import INITIALIZATION, Progress, fingerprint, parse_initialization, read_initialization
 from leap_rl.runs.task_store import SavedTask, TaskStore
 from leap_rl.types import BadInputError, PathSums, StorageError, Task, TaskReport

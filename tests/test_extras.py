@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from leap_rl.extras import MODULES
-from leap_rl.runs.run import describe
+from leap_rl.runs.inspection import describe
 from tests.cli_helpers import assert_one_line, environment, make_run, write_config
 
 ROOT = Path(__file__).parents[1]

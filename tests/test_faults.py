@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from leap_rl.runs.run import describe
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.run_files import read_metrics
 from tests.cli_helpers import (
     cli,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from leap_rl.cli import main
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.quorum import FILE, Quorum
-from leap_rl.runs.run import describe
 from leap_rl.runs.run_files import read_metrics
 from leap_rl.types import BadInputError
 from tests.cli_helpers import assert_one_line, cli, here, make_config, write_config

@@ -10,7 +10,8 @@ from leap_rl.files.storage import LocalStorage
 from leap_rl.files.tensor_files import dump_tensors, load_tensors
 from leap_rl.processes.classification.data import load_family
 from leap_rl.runs import run, run_files
-from leap_rl.runs.run import describe, open_run
+from leap_rl.runs.inspection import describe
+from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import Progress, package_versions, read_config
 from tests.alphabets import tiny_tree, write_zip
 from tests.cli_helpers import make_checkpoint, make_config, make_run

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from leap_rl.config import config_hash
-from leap_rl.runs.run import RunDirectory, describe, open_run
+from leap_rl.runs.inspection import describe
+from leap_rl.runs.run import RunDirectory, open_run
 from leap_rl.runs.run_files import Progress, fingerprint, package_versions, read_initialization, read_metrics
 from leap_rl.types import BadInputError
 from tests.cli_helpers import environment, make_checkpoint, make_config, make_run, truncate, write_config

@@ -18,8 +18,9 @@ from leap_rl.files.event_files import EventFile
 from leap_rl.files.text import as_text
 from leap_rl.runs import figures as runs_figures
 from leap_rl.runs import monitoring
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.monitoring import Monitor
-from leap_rl.runs.run import describe, open_run
+from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import read_metrics
 from leap_rl.training import meta_train
 from tests.cli_helpers import cli, make_config, write_config

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from leap_rl.files.storage import LocalStorage, open_storage
-from leap_rl.runs.run import RunDirectory, describe, open_run
+from leap_rl.runs.inspection import describe
+from leap_rl.runs.run import RunDirectory, open_run
 from leap_rl.runs.run_files import Progress, read_metrics
 from leap_rl.types import BadInputError, StorageError
 from tests.cli_helpers import cli, here, make_checkpoint, make_config, write_config

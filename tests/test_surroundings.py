@@ -18,7 +18,8 @@ from leap_rl.backends import cluster
 from leap_rl.evaluation.report import as_text
 from leap_rl.files import object_storage
 from leap_rl.files.storage import LocalStorage, expand, open_storage
-from leap_rl.runs.run import describe, open_run
+from leap_rl.runs.inspection import describe
+from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import Progress
 from leap_rl.types import BadInputError, LeapRLError, StorageError
 from tests.cli_helpers import environment, make_checkpoint, make_config, make_run, start, write_config

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from leap_rl.cli import main
-from leap_rl.runs.run import describe
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.run_files import read_metrics
 from leap_rl.sweep.grid import make_sweep
 from leap_rl.sweep.train import shares

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from leap_rl.runs.run import describe
+from leap_rl.runs.inspection import describe
 from leap_rl.runs.run_files import read_metrics
 from tests.cli_helpers import TINY, cli, held, here, session, wait_for, write_config
 from tests.results import Result, assert_same_run, in_mid_task, key_of, read_result, train

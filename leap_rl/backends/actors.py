@@ -16,7 +16,7 @@ from leap_rl.meta.collector import Collector
 from leap_rl.meta.learner import MetaLearner
 from leap_rl.meta.ledger import Ledger
 from leap_rl.processes import check_device
-from leap_rl.runs.run import check_reachable
+from leap_rl.runs.inspection import check_reachable
 from leap_rl.runs.task_store import TaskStore
 from leap_rl.streaming import TaskStream
 from leap_rl.types import Broadcast, MetaStep, Parcel, Place, Task, TaskReport

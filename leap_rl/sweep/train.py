@@ -18,7 +18,8 @@ from leap_rl.config_files import as_value
 from leap_rl.files.storage import LocalStorage, open_storage
 from leap_rl.files.text import printable
 from leap_rl.processes import resolve
-from leap_rl.runs.run import RunDirectory, adopt_precision, is_finished
+from leap_rl.runs.inspection import adopt_precision, is_finished
+from leap_rl.runs.run import RunDirectory
 from leap_rl.runs.run_files import read_metrics
 from leap_rl.sweep.grid import DESCRIPTION, SEED, Run, Sweep
 from leap_rl.training import train_run
