@@ -20,7 +20,6 @@ the learning curves of all evaluations, with a column that names the evaluation.
 
 import argparse
 import csv
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,8 @@ from statistics import fmean
 
 from scipy.stats import spearmanr
 
-from leap_rl.evaluation.analysis import analyse, measures_of
+from leap_rl.evaluation.analysis import Analysis, analyse, measures_of
+from leap_rl.evaluation.arms import RANDOM_ARM
 from leap_rl.evaluation.figures import learning_curves
 from leap_rl.evaluation.markdown import shown
 from leap_rl.evaluation.results import read_curves
@@ -256,101 +256,104 @@ def collect(stage: str) -> None:
         writer.writerows(rows)
 
 
+def analyses(stage: str) -> dict[str, Analysis]:
+    """Returns the numbers of each evaluation in a stage's CSV, by its name, as a report has them."""
+    with (RESULTS / f"{stage}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {}
+    for name in dict.fromkeys(row["evaluation"] for row in rows):
+        own = [row for row in rows if row["evaluation"] == name]
+        kept = sorted({(row["arm"], row["game"]) for row in own}, key=natural)
+        arms, games = (list(dict.fromkeys(key[i] for key in kept)) for i in (0, 1))
+        arms.sort(key=lambda arm: arm != RANDOM_ARM)
+        with tempfile.TemporaryDirectory() as folder:
+            with Path(folder, "curves.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(own)
+            curves = read_curves(LocalStorage(folder), measures_of({}))
+        seeds = max(sum(curve.arm == arm and curve.game == game for curve in curves) for arm, game in kept)
+        found[name] = analyse({"arms": [{"name": arm} for arm in arms], "games": games, "num_seeds": seeds}, curves)
+    return found
+
+
 def mean_returns(stage: str) -> dict[tuple[str, str, str], float]:
     """Returns the mean return over a task, mean over seeds, of each (evaluation, arm, game) of a stage's CSV."""
-    totals: dict[tuple[str, str, str, str], list[float]] = {}
-    with (RESULTS / f"{stage}.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["episodic_return"] and int(row["agent_steps"]):  # the play before any update is at 0
-                key = (row.get("evaluation", ""), row["arm"], row["game"], row["seed"])
-                total, episodes = totals.setdefault(key, [0.0, 0.0]), float(row["episodes"])
-                total[0] += float(row["episodic_return"]) * episodes
-                total[1] += episodes
-    means: dict[tuple[str, str, str], list[float]] = {}
-    for (name, arm, game, _), (returns, episodes) in totals.items():
-        means.setdefault((name, arm, game), []).append(returns / episodes)
-    return {key: fmean(values) for key, values in means.items()}
+    return {(name, *key): result.area.value for name, analysis in analyses(stage).items()
+            for key, result in analysis.results.items()}  # fmt: skip
 
 
 def compare() -> None:
-    """Prints, for each arm of the stages in COMPARED, the logarithm of its mean return over that of serial12 (over that
-    of random weights without the key, for an agent's random arm): its mean over the variants, and each."""
+    """Prints, for each arm of the screening and of the stages in COMPARED, the logarithm of its mean return over that
+    of serial12 (for the random arm with a key, over that of random weights without it): its mean over the variants, and
+    each."""
     bar = {(arm, game): value for (_, arm, game), value in mean_returns("screening").items()}
-    stages = [stage for stage in COMPARED if (RESULTS / f"{stage}.csv").exists()]
+    stages = [stage for stage in ("screening", *COMPARED) if (RESULTS / f"{stage}.csv").exists()]
     found = {key: value for stage in stages for key, value in mean_returns(stage).items()}
     for name, arm in sorted({key[:2] for key in found}):
-        of = "random" if arm == "random" else "serial12"
+        of = RANDOM_ARM if arm == RANDOM_ARM and not name.startswith("serial") else "serial12"
         logs = {game: log(found[name, arm, game] / bar[of, game]) for _, game in bar if (name, arm, game) in found}
         each = ", ".join(f"{game} {value:+.2f}" for game, value in sorted(logs.items()))
         print(f"{name:25} {arm:13} {fmean(logs.values()):+.2f}   {each}")
 
 
-def path_lengths(stage: str) -> dict[tuple[str, str, str], float]:
-    """Returns the length of a task's path, mean over seeds, of each (evaluation, arm, game) of a stage's CSV."""
-    last: dict[tuple[str, str, str, str], float] = {}
-    with (RESULTS / f"{stage}.csv").open() as file:
-        for row in csv.DictReader(file):  # the rows of a task are in order
-            last[row["evaluation"], row["arm"], row["game"], row["seed"]] = float(row["path_length"])
-    lengths: dict[tuple[str, str, str], list[float]] = {}
-    for (name, arm, game, _), length in last.items():
-        lengths.setdefault((name, arm, game), []).append(length)
-    return {key: fmean(values) for key, values in lengths.items()}
-
-
 def paths() -> None:
     """Prints, for each initialization that was evaluated on the validation variants, how long its paths are and how
     high its mean return is, as multiples of those of random weights (geometric means over the variants), and the rank
-    correlation of the two over the initializations."""
+    correlation of the two over the initializations: over all, and over those that took one task after another."""
     print("| initialization | path length | mean return |\n|---|--:|--:|")
-    found = []
+    found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # one task after another?
     for stage in ("screening", *COMPARED):
         if (RESULTS / f"{stage}.csv").exists():
-            values = path_lengths(stage), mean_returns(stage)
-            arms = sorted({key[:2] for key in values[0] if key[1] != "random"})
-            for name, arm in arms:
-                logs = [[log(value / each[name, "random", key[2]]) for key, value in each.items()
-                         if key[:2] == (name, arm)] for each in values]  # fmt: skip
-                found.append(tuple(exp(fmean(ratios)) for ratios in logs))
-                print(f"| {arm} | {found[-1][0]:.2f} | {found[-1][1]:.2f} |")
-    correlation = spearmanr(*zip(*found, strict=True))
-    print(f"rank correlation {correlation.statistic:+.2f} over {len(found)}, p = {correlation.pvalue:.3f}")
+            for analysis in analyses(stage).values():
+                for arm in analysis.arms[1:]:
+                    length = exp(fmean(log(analysis.results[arm, game].path_ratio) for game in analysis.games))
+                    mean_return = ratio(analysis, arm, "area").value
+                    found[stage != "continual"].append((length, mean_return))
+                    print(f"| {arm} | {length:.2f} | {mean_return:.2f} |")
+    for pairs in ([*found[True], *found[False]], found[True]):
+        correlation = spearmanr(*zip(*pairs, strict=True))
+        print(f"rank correlation {correlation.statistic:+.2f} over {len(pairs)}, p = {correlation.pvalue:.3f}")
 
 
 PRINTED = {"compare": compare, "paths": paths}
 
 
+def ratio(analysis: Analysis, arm: str, name: str) -> Estimate:
+    """Returns an arm's number (a field of GameResult) as a multiple of the random arm's: the geometric mean over the
+    variants, with Student's t interval of the logarithms."""
+    values = [[getattr(analysis.results[which, game], name).value for game in analysis.games]
+              for which in (arm, RANDOM_ARM)]  # fmt: skip
+    return _geometric([own / theirs for own, theirs in zip(*values, strict=True)])
+
+
+def _geometric(values: Sequence[float]) -> Estimate:
+    logs = mean_with_interval([log(value) for value in values])
+    return Estimate(*(None if x is None else exp(x) for x in logs))  # type: ignore[arg-type]
+
+
 def summarize(stage: str) -> None:
-    """Prints a table of an evaluation of one initialization and random weights, from a stage's CSV, and draws the
-    learning curves. A ratio over the variants is a geometric mean, with Student's t interval of its logarithm."""
-    with (RESULTS / f"{stage}.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    if len({row["evaluation"] for row in rows}) > 1:
-        raise SystemExit(f"{stage} has several evaluations: see `compare`")
-    kept = {(row["arm"], row["game"]) for row in rows}
-    arms, games = (list(dict.fromkeys(key[i] for key in sorted(kept, key=natural))) for i in (0, 1))
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(RESULTS / f"{stage}.csv", f"{folder}/curves.csv")
-        curves = read_curves(LocalStorage(folder), measures_of({}))
-    ours = next(arm for arm in arms if arm != "random")
-    seeds = {game: sum(curve.game == game and curve.arm == ours for curve in curves) for game in games}
-    description = {"arms": [{"name": "random"}, {"name": ours}], "games": games, "num_seeds": max(seeds.values())}
-    analysis = analyse(description, curves)
-    print(f"| test variant | seeds | random | {ours} | × | last tenth: random | {ours} | × | speed-up |")
-    print("|---|" + "--:|" * 8)
-    ratios: dict[str, list[float]] = {"mean return": [], "last tenth": [], "speed-up": []}
-    for game in games:
-        theirs, result = analysis.results["random", game], analysis.results[ours, game]
-        pairs = (theirs.area.value, result.area.value), (theirs.final.value, result.final.value)
-        cells = [text for a, b in pairs for text in (f"{a:.1f}", f"{b:.1f}", f"{b / a:.1f}")]
-        print(f"| {game} | {result.num_seeds} | {' | '.join(cells)} | {shown(result.speedup)} |")
-        for name, value in zip(ratios, (pairs[0][1] / pairs[0][0], pairs[1][1] / pairs[1][0],
-                                        result.speedup and result.speedup.value), strict=True):  # fmt: skip
-            if value is not None:
-                ratios[name].append(value)
-    for name, values in ratios.items():
-        logs = mean_with_interval([log(value) for value in values])
-        over = Estimate(*(None if x is None else exp(x) for x in logs))  # type: ignore[arg-type]
-        print(f"{name}: {shown(over, 1)} times over {len(values)} variants")
+    """Prints tables of a stage's one evaluation, from its CSV, and draws the learning curves: each arm against random
+    weights on each variant, and over the variants."""
+    [analysis] = analyses(stage).values()
+    for arm in analysis.arms[1:]:
+        print(f"| test variant | seeds | random | {arm} | × | last tenth: random | {arm} | × | speed-up |")
+        print("|---|" + "--:|" * 8)
+        for game in analysis.games:
+            theirs, own = analysis.results[RANDOM_ARM, game], analysis.results[arm, game]
+            pairs = (theirs.area.value, own.area.value), (theirs.final.value, own.final.value)
+            cells = [text for a, b in pairs for text in (f"{a:.1f}", f"{b:.1f}", f"{b / a:.1f}")]
+            print(f"| {game} | {own.num_seeds} | {' | '.join(cells)} | {shown(own.speedup)} |")
+        print()
+    print("| over the variants | mean return | higher on | last tenth | speed-up | on |\n|---|" + "--:|" * 5)
+    for arm in analysis.arms[1:]:
+        results = [analysis.results[arm, game] for game in analysis.games]
+        higher = sum(result.area_difference.value > 0 for result in results)
+        ratios = " | ".join(f"{shown(ratio(analysis, arm, name), 2)}{more}"
+                            for name, more in (("area", f" | {higher} of {len(results)}"), ("final", "")))  # fmt: skip
+        speeds = [result.speedup.value for result in results if result.speedup]
+        speed = shown(_geometric(speeds), 1) if speeds else "–"
+        print(f"| {arm} | {ratios} | {speed} | {len(speeds)} |")
     (RESULTS / f"{stage}.png").write_bytes(render_png(learning_curves(analysis)))
 
 
