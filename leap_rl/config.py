@@ -282,6 +282,11 @@ def require(condition: bool, message: str) -> None:
 FREE_ON_RESUME = ("run.dir", "run.keep_checkpoints", "backend", "ray", "workers", "faults.segment_timeout", "log")
 
 
+def is_free(key: str) -> bool:
+    """Returns whether a dotted key may differ when a run is resumed: whether FREE_ON_RESUME has it, or its section."""
+    return key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, leaf) pairs of nested mappings, in order."""
     for key, value in tree.items():
@@ -293,13 +298,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def identity(config: Config) -> dict[str, Any]:
     """Returns the dotted keys and values that decide the result of a run."""
-    keys = (*FREE_ON_RESUME, *config.decided_otherwise())
-    free = tuple(key + end for key in keys for end in ("", "."))
-    return {
-        key: value
-        for key, value in flatten(config.model_dump())
-        if key not in free and not key.startswith(tuple(end for end in free if end.endswith(".")))
-    }
+    otherwise = config.decided_otherwise()
+    return {key: value for key, value in flatten(config.model_dump()) if not is_free(key) and key not in otherwise}
 
 
 def config_hash(config: Config) -> str:

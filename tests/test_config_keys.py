@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from leap_rl.config import FREE_ON_RESUME, config_hash, flatten, identity
+from leap_rl.config import config_hash, flatten, identity, is_free
 from leap_rl.config_files import all_keys, load_config, parse_config
 from leap_rl.processes.agents import AgentConfig
 from leap_rl.processes.rllib.config import RLlibConfig
@@ -66,7 +66,7 @@ def changed(load, changes):
 
 def test_every_key_is_tried():
     assert {"process", *OTHER, *CLASSIFICATION, *GYMNASIUM, *RESOLVED} == set(all_keys())
-    assert {key for key in all_keys() if key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME} == FREE
+    assert {key for key in all_keys() if is_free(key)} == FREE
 
 
 @pytest.mark.parametrize("key", OTHER)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from leap_rl.config import FREE_ON_RESUME, Config, PathConfig, flatten
+from leap_rl.config import FREE_ON_RESUME, Config, PathConfig, flatten, is_free
 from leap_rl.config_files import parse_config
 from leap_rl.evaluation.arms import RANDOM_ARM, Arm, add_arms, parse_arms
 from leap_rl.meta.rules import HEADS, without_heads
@@ -99,7 +99,7 @@ def make_plan(
         key = override.partition("=")[0]
         if key in ("meta.parameters", "process", *paths):
             continue  # the encoder alone is evaluated; which code is imported; where this machine has its files
-        if (key not in FREE_ON_RESUME and key.partition(".")[0] not in FREE_ON_RESUME) or key.startswith("run."):
+        if not is_free(key) or key.startswith("run."):
             raise BadInputError(
                 f"override {override!r}: an evaluation trains as the run did; allowed are keys that say where it "
                 f"runs: {', '.join(key for key in (*FREE_ON_RESUME, *paths) if not key.startswith('run.'))}, and "

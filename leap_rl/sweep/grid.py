@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leap_rl.config import FREE_ON_RESUME, Config, config_hash
+from leap_rl.config import Config, config_hash, is_free
 from leap_rl.config_files import as_value
 from leap_rl.files.interface import MAX_TEXT
 from leap_rl.files.schemas import Count, FileSchema, parse_json
@@ -107,7 +107,7 @@ def _grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]
             continue
         if key in grid:
             raise BadInputError(f"{what}: {key} is given twice")
-        if key.startswith(tuple(f"{free}." for free in FREE_ON_RESUME)) or key in FREE_ON_RESUME:
+        if is_free(key):
             raise BadInputError(f"{what}: {key} says where a run trains, and changes nothing in it; give it one value")
         values = {piece: parse_yaml(piece, what) for piece in pieces}
         if len({json.dumps(value, default=str) for value in values.values()}) < len(pieces):
