@@ -33,7 +33,8 @@ from leap_rl.evaluation.statistics import Estimate, mean_with_interval
 from leap_rl.meta.sampling import sample_meta_batch
 from leap_rl.processes import initial_parameters, parse_tasks, resolve, start_process
 from leap_rl.runs.figures import new_figure, render_png
-from studies.vision_study import leap_rl, shown
+from studies.command import leap_rl
+from studies.vision_study import shown
 
 CONFIG = "configs/omniglot_authors.yaml"
 SCALE = ["meta.steps=200", "meta.batch_size=5", "backend=serial", "log.segments=false"]

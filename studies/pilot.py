@@ -14,13 +14,12 @@ the choice into RULES.
 import argparse
 import csv
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from leap_rl.runs.run_files import read_metrics
+from studies.command import leap_rl
 
 RULES = {
     "leap_energy": [],
@@ -40,12 +39,6 @@ SWEEP = (
     "tasks.games=[asterix, assault, qbert, phoenix]",
     "meta.batch_size=4",
 )
-
-
-def leap_rl(*arguments: str) -> str:
-    """Runs ``leap-rl`` and returns what it prints."""
-    command = [sys.executable, "-m", "leap_rl.cli", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def train(options: argparse.Namespace) -> None:

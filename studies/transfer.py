@@ -20,8 +20,6 @@ the learning curves of all evaluations, with a column that names the evaluation.
 
 import argparse
 import csv
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +37,7 @@ from leap_rl.evaluation.results import read_curves
 from leap_rl.evaluation.statistics import Estimate, mean_with_interval
 from leap_rl.files.storage import LocalStorage
 from leap_rl.runs.figures import render_png
+from studies.command import leap_rl
 
 RUNS, RESULTS = Path("runs/transfer"), Path("docs/transfer")
 CONFIG = "configs/atari.yaml"
@@ -238,7 +237,7 @@ def run_job(job: Job) -> None:
     """Runs commands in turn. Raises CalledProcessError where one fails; the same call goes on from there."""
     for command in job:
         print("leap-rl", *command, flush=True)
-        subprocess.run([sys.executable, "-m", "leap_rl.cli", *command], check=True, stdout=subprocess.DEVNULL)
+        leap_rl(*command)
 
 
 def collect(stage: str) -> None:

@@ -34,6 +34,7 @@ from leap_rl.evaluation.statistics import Estimate, mean_with_interval
 from leap_rl.meta.sampling import sample_meta_batch
 from leap_rl.processes import initial_parameters, parse_tasks, resolve, start_process
 from leap_rl.types import Task
+from studies.command import leap_rl
 
 CONFIG = "configs/glyphs_quickstart.yaml"
 SCALE = ["meta.metric=energy", "meta.steps=30", "meta.batch_size=5", "classifier.filters=16", "backend=serial"]
@@ -60,12 +61,6 @@ Groups: TypeAlias = dict[tuple[str, int], tuple[Estimate, ...]]  # rule and size
 SWEEP_SIZE, SWEEP_SEED = 10, 1000  # the seed of the sweep's own split
 PARTS, RESULT = ("shared", "joint"), "result.json"  # folders and file of an evaluation
 FULL = {"tasks": 20 * 1000, "sizes": 7, "seeds": 10}  # the paper's protocol; "tasks" is per run
-
-
-def leap_rl(*arguments: str) -> str:
-    """Runs ``leap-rl`` and returns what it prints."""
-    command = [sys.executable, "-m", "leap_rl.cli", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def keys_of(seed: int, size: int) -> list[str]:
