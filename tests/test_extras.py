@@ -28,6 +28,7 @@ NEED = {
     "leap_rl.backends.actors": "ray",
     "leap_rl.backends.cluster": "ray",
     "leap_rl.backends.learner_handle": "ray",
+    "leap_rl.backends.nodes": "ray",
     "leap_rl.backends.ray": "ray",
     "leap_rl.backends.work": "ray",
     "leap_rl.rllib": "rllib",

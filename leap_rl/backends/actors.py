@@ -8,8 +8,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from leap_rl.backends.cluster import places
 from leap_rl.backends.installation import Installation, installation
+from leap_rl.backends.nodes import places
 from leap_rl.config import Config
 from leap_rl.files.storage import open_storage
 from leap_rl.meta.collector import Collector

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from leap_rl.backends.actors import Learner, News
-from leap_rl.backends.cluster import check_code, check_nodes, own_node
+from leap_rl.backends.nodes import check_code, check_nodes, own_node
 from leap_rl.backends.work import LostError, answer, explained
 from leap_rl.meta.collector import Collector
 from leap_rl.types import Fault, LeapRLError, MetaStep, Place, Task

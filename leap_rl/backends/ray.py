@@ -22,8 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from leap_rl.backends.actors import News, Worker
 from leap_rl.backends.backend import after_error
-from leap_rl.backends.cluster import check_code, check_nodes, fits, join, leave, own_node, room
+from leap_rl.backends.cluster import join, leave
 from leap_rl.backends.learner_handle import LearnerHandle
+from leap_rl.backends.nodes import check_code, check_nodes, fits, own_node, room
 from leap_rl.backends.work import Assignment, LostError, StartingWorker, Work, answer, explained
 from leap_rl.config import Config
 from leap_rl.meta.collector import Collector

@@ -18,7 +18,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from leap_rl.backends.cluster import last_line, last_words
+from leap_rl.backends.nodes import last_line, last_words
 from leap_rl.types import LeapRLError, Task
 
 
