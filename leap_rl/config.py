@@ -1,4 +1,4 @@
-"""The configuration of a run, frozen and typed: the sections that all learning processes share.
+"""Defines the configuration of a run, frozen and typed: the sections that all learning processes share.
 
 config_files.py reads it from YAML, with ``key=value`` overrides. Every problem is one line that names the key, the
 value and what is allowed.
@@ -47,7 +47,7 @@ class WorkersConfig(Section):
 
 
 class PathConfig(Section):
-    """The keys of the section ``meta`` that a learning process needs: what it records, and what is shared."""
+    """Holds the keys of the section ``meta`` that a learning process needs: what it records, and what is shared."""
 
     rule: Annotated[
         Literal["leap", "reptile", "fomaml", "maml", "joint", "none"],
@@ -64,7 +64,7 @@ class PathConfig(Section):
 
 
 class MetaConfig(PathConfig):
-    """The section ``meta``."""
+    """Holds the section ``meta``."""
 
     steps: PositiveInt
     batch_size: Annotated[PositiveInt, Field(description="tasks a meta-step")]
@@ -128,8 +128,8 @@ class LogConfig(Section):
 
 
 class Config(Section):
-    """What the configurations of all learning processes have in common. Each process adds its own sections and checks
-    in a subclass (see ``leap_rl.processes``)."""
+    """Holds what the configurations of all learning processes have in common. Each process adds its own sections and
+    checks in a subclass (see ``leap_rl.processes``)."""
 
     # What a path cannot do alone ("maml", "paired") is refused unless the process does it; "continual" is, unless the
     # process has ``shift``.

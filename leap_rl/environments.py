@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Episode(NamedTuple):
-    """A finished episode."""
+    """Describes a finished episode."""
 
     score: float  # sum of raw rewards: a game's own score
     length: int  # agent steps
@@ -22,7 +22,7 @@ class Episode(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one action in each of B environments led to."""
+    """Holds what one action in each of B environments led to."""
 
     observations: NDArray[Any]  # [B, …]; the vector's own buffer: valid until the next step
     rewards: NDArray[np.float32]  # [B], raw
@@ -33,14 +33,15 @@ class Step(NamedTuple):
 
 
 class Vector(Protocol):
-    """B environments whose whole state is a value. An episode that ends is followed by the next in the same step."""
+    """Steps B environments together; their whole state is a value. An episode that ends is followed by the next in the
+    same step."""
 
     observations: NDArray[Any]  # [B, …], of the newest step
     num_frames: int  # that were played since the start
 
     @property
     def num_actions(self) -> int:
-        """Number of actions."""
+        """Returns the number of actions, of which one is taken in each environment a step."""
         ...
 
     def step(self, actions: NDArray[np.int64]) -> Step:

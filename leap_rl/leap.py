@@ -40,7 +40,8 @@ SHORTEST = 3e-39  # a shorter move has a length whose reciprocal overflows float
 
 
 class Weights(NamedTuple):
-    """Move i adds −(``move`` · Δθⁱ + ``gradient`` · ∇fⁱ) to the meta-gradient, and ``squared_length`` to the energy."""
+    """Holds the weights of move i, which adds −(``move`` · Δθⁱ + ``gradient`` · ∇fⁱ) to the meta-gradient, and
+    ``squared_length`` to the energy."""
 
     move: float
     gradient: float

@@ -1,4 +1,4 @@
-"""What a configuration asks of a machine's memory, and which paths can be made: checked before anything is done."""
+"""Checks what a configuration asks of a machine's memory, and which paths can be made, before anything is done."""
 
 MEMORY = 8 << 30  # bytes that one worker may ask for: some ten times what the largest sensible task takes
 COPIES = 24  # of the parameters: gradients, the optimizer's state, points of the path and sums of increments

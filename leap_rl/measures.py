@@ -1,4 +1,4 @@
-"""What the numbers of a learning process are called, and what a score is: the same everywhere they are shown.
+"""Says what the numbers of a learning process are called, and what a score is: the same everywhere they are shown.
 
 Statistics are sums (docs/metrics.md); a mean is a quotient of two of them, made where it is shown. Those of any process
 have ``agent_steps`` (how far a task is), ``frames`` (what it has seen), and the two counts whose quotient is its

@@ -12,7 +12,7 @@ from leap_rl.types import BadInputError, Parts
 
 
 class SplitConfig(Section):
-    """How many tasks are moved from the pool of meta-training to other parts."""
+    """Says how many tasks are moved from the pool of meta-training to other parts."""
 
     validation: Annotated[int, Field(ge=0, description="variants of each game to move to tasks.validation")] = 0
     held_out: Annotated[int, Field(ge=0, description="to move to tasks.held_out; games with too few keep all")] = 0

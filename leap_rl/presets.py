@@ -21,14 +21,14 @@ FOLDER = Path(__file__).parent / "configs"  # in the repository a link to the fo
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration by its name, and the first sentence of the comment at its head."""
+    """Is a configuration by its name, with the first sentence of the comment at its head."""
 
     name: str
     path: Path
 
     @property
     def summary(self) -> str:
-        """What the preset is, in a sentence."""
+        """Returns what the preset is, in a sentence."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         comment = [line.removeprefix("#").strip() for line in lines[: next(n for n, x in enumerate(lines) if not x)]]
         return re.split(r"(?<=[\w)])\. ", " ".join(comment))[0].rstrip(".") + "."

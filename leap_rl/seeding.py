@@ -1,4 +1,4 @@
-"""Every random stream of a run, keyed by what it is for, so that no stream depends on who draws first."""
+"""Keys every random stream of a run by what it is for, so that no stream depends on who draws first."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream is for. The numbers are part of the results: never reuse or reorder them."""
+    """Says what a stream is for. The numbers are part of the results: never reuse or reorder them."""
 
     INITIALIZATION = 0  # the run's first shared initialization
     META_BATCH = 1  # which tasks a meta-step trains on

@@ -25,7 +25,7 @@ TREE = {"run": {"dir": "unused"}, "backend": "serial", "meta": {"steps": 1, "bat
 
 
 class ProcessError(AssertionError):
-    """A learning process does not keep what it must; the message says what, and what to mend."""
+    """Is raised where a learning process does not keep what it must; the message says what, and what to mend."""
 
 
 def check_process(name: str, changes: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The vocabulary: what flows between tasks, learning processes and the Leap learner. Plain immutable data.
+"""Defines the vocabulary: what flows between tasks, learning processes and the Leap learner. Plain immutable data.
 
 Task → learning process → Increment, Increment, … → Leap learner → initialization → next tasks
 """
@@ -20,33 +20,34 @@ SHARED = ""  # the name of the one initialization of meta-training
 
 
 class LeapRLError(Exception):
-    """Something a user can mend: reported as one line. ``exit_code`` 2 is bad input, 1 a run that failed."""
+    """Is raised for what a user can mend, and is reported as one line. ``exit_code`` 2 is bad input, 1 a run that
+    failed."""
 
     exit_code = 1
 
 
 class BadInputError(LeapRLError):
-    """A configuration, argument or file that cannot be used."""
+    """Is raised for a configuration, an argument or a file that cannot be used."""
 
     exit_code = 2
 
 
 class TaskError(LeapRLError):
-    """A learning process raised, or its path is not finite."""
+    """Is raised where a learning process has raised, or its path is not finite."""
 
 
 class DivergedError(LeapRLError):
-    """A run cannot go on for a reason of its own: too many of its tasks failed, or its numbers are not finite. Other
-    runs may."""
+    """Is raised where a run cannot go on for a reason of its own: too many of its tasks failed, or its numbers are not
+    finite. Other runs may."""
 
 
 class StorageError(LeapRLError):
-    """The run directory cannot be written or read: full, gone, or not reachable from here."""
+    """Is raised where the run directory cannot be written or read: full, gone, or not reachable from here."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a task starts: in meta-training at the shared initialization, in an evaluation at that of an arm."""
+    """Says where a task starts: in meta-training at the shared initialization, in an evaluation at that of an arm."""
 
     name: str = SHARED  # of one of the initializations that workers are given; of an evaluation the arm
     share: float = 1.0  # of it in the task's weights; the rest is drawn from the task's seed
@@ -55,7 +56,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Task:
-    """One learning problem: ``Task(0, 3, "breakout:mode=4", seed=…)``."""
+    """Is one learning problem: ``Task(0, 3, "breakout:mode=4", seed=…)``."""
 
     round: int  # of meta-training: the meta-step that it was drawn for; of an evaluation: the number of its seed
     slot: int  # place in its round: the order in which increments are summed
@@ -93,14 +94,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What all workers are given: the initializations that tasks start from, by name."""
+    """Holds what all workers are given: the initializations that tasks start from, by name."""
 
     initializations: Mapping[str, Tensors]
     version: int = 0  # meta-steps that were taken before
 
 
 class MeasuredPath(Protocol):
-    """What records a path (leap.py, processes/a2c/energy_path.py): its sums since the last cut."""
+    """Records a path (leap.py, processes/a2c/energy_path.py) and has its sums since the last cut."""
 
     path_length: float
     energy: float
@@ -110,7 +111,7 @@ class MeasuredPath(Protocol):
 
 @dataclass(frozen=True)
 class PathSums:
-    """What is summed over the moves of a path, or of a part of it."""
+    """Holds what is summed over the moves of a path, or of a part of it."""
 
     length: float = 0.0
     energy: float = 0.0
@@ -130,7 +131,7 @@ class PathSums:
 
 @dataclass(frozen=True)
 class Increment:
-    """What one segment of a learning process adds to the meta-gradient."""
+    """Holds what one segment of a learning process adds to the meta-gradient."""
 
     meta_gradient: Tensors  # Σ over the segment's moves, name → tensor shaped like the parameter
     path: PathSums  # over the same moves
@@ -140,7 +141,7 @@ class Increment:
 
 @dataclass(frozen=True)
 class Parcel:
-    """An increment as it is sent: packed, and with all that is needed to apply it once, in its turn."""
+    """Holds an increment as it is sent: packed, and with all that is needed to apply it once, in its turn."""
 
     task: Task
     sequence: int  # number of the segment within the task, from 0
@@ -154,7 +155,7 @@ class Parcel:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What has been received of a task up to a segment: sums over its path, and statistics (sums by name)."""
+    """Says what has been received of a task up to a segment: sums over its path, and statistics (sums by name)."""
 
     task: Task
     sequence: int  # of the newest segment, from 0
@@ -168,7 +169,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything the learner needs to go on: ``meta_step`` steps were taken."""
+    """Holds everything the learner needs to go on after ``meta_step`` steps."""
 
     meta_step: int
     initialization: Tensors  # name → float32 tensor
@@ -177,7 +178,8 @@ class Checkpoint:
 
 
 class Cosines(TypedDict):
-    """``matrix[i][j]`` belongs to ``games[i]`` and ``games[j]``; None where no pair of tasks was compared."""
+    """Holds cosines, of which ``matrix[i][j]`` belongs to ``games[i]`` and ``games[j]``; None where no pair of tasks
+    was compared."""
 
     games: list[str]
     matrix: list[list[float | None]]
@@ -185,7 +187,7 @@ class Cosines(TypedDict):
 
 @dataclass(frozen=True)
 class MetaStep:
-    """What one meta-step did."""
+    """Says what one meta-step did."""
 
     meta_step: int  # 0-based
     path_length: float  # mean over the tasks that were averaged
@@ -206,7 +208,7 @@ class MetaStep:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something went wrong and was dealt with, or a task was dropped."""
+    """Says that something went wrong and was dealt with, or that a task was dropped."""
 
     task: Task | None  # None: it was not about one task
     text: str
@@ -214,7 +216,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Notice:
-    """Why nothing goes on: somebody may want to know, and nothing is wrong yet."""
+    """Says why nothing goes on: somebody may want to know, and nothing is wrong yet."""
 
     text: str
 
@@ -228,7 +230,7 @@ class Parts(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What there is to see of play after one agent step."""
+    """Holds what there is to see of play after one agent step."""
 
     screen: NDArray[np.uint8]  # [height, width, 3], RGB
     score: float  # of the episode so far

@@ -1,1 +1,1 @@
-"""Atari games through the Arcade Learning Environment: which there are, and many of them played at once."""
+"""Offers Atari games through the Arcade Learning Environment: which there are, and many of them played at once."""

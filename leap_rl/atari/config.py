@@ -1,4 +1,4 @@
-"""The sections of a configuration that say which games there are, and how they are played."""
+"""Defines the sections of a configuration that say which games there are, and how they are played."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Atari games: which there are, their modes and difficulties, and the names by which they are tasks."""
+"""Lists the Atari games, their modes and difficulties, and the names by which they are tasks."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ META_TRAINING = (
 
 @dataclass(frozen=True)
 class Game:
-    """A game as a task: None stands for the ROM's own default mode or difficulty."""
+    """Is a game as a task. None stands for the ROM's own default mode or difficulty."""
 
     rom: str
     mode: int | None = None
@@ -40,7 +40,7 @@ class Game:
 
 @dataclass(frozen=True)
 class GameInfo:
-    """What a ROM offers, as ALE reports it."""
+    """Says what a ROM offers, as ALE reports it."""
 
     name: str
     num_actions: int  # of the minimal action set
@@ -148,12 +148,12 @@ def canonical_name(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """UpNDown, up_n_down and up-n-down are one game."""
+    """Returns a name as it is compared: UpNDown, up_n_down and up-n-down are one game."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def ranges(values: Sequence[int]) -> str:
-    """1, 2, 3, 7 as "1-3, 7"."""
+    """Returns numbers as text, in rising order, with runs of them as ranges: 1, 2, 3, 7 become "1-3, 7"."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][-1] + 1:

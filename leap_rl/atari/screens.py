@@ -1,4 +1,4 @@
-"""Raw screens of an emulator → images: the lighter of two frames, in grey or RGB, resized.
+"""Turns raw screens of an emulator into images: the lighter of two frames, in grey or RGB, resized.
 
 ALE's raw screens have numbers of colours for pixels. Reading them as they are, and looking up colours only of what has
 changed, is far cheaper than having ALE look up all of them.
@@ -36,7 +36,8 @@ _PAL = bytes.fromhex(
 
 
 def colors(lines: int, grey: bool) -> NDArray[np.uint8]:
-    """[256] or [256, 3]: what ALE shows of each number, in a game whose screen has so many lines.
+    """Returns what ALE shows of each number, 0..255, in a game whose screen has so many ``lines``: [256], or [256, 3]
+    in RGB.
 
     Odd numbers are PAL's alone, where a frame of an odd number of lines loses its colours: the grey of the number
     before. ALE's own grey screen has the blue of the number behind there (and black at the end); so have we.
@@ -97,6 +98,6 @@ class Shrinker:
 
 
 def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """[h, w, C] → [height, width, C], which cv2 leaves off where it is 1."""
+    """Returns an image [h, w, C] resized to [height, width, C]; cv2 leaves C off where it is 1."""
     resized = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     return resized.reshape(height, width, image.shape[2])

@@ -1,4 +1,4 @@
-"""A vector of Atari games whose whole state is a value: it can be saved, moved and put back to the same bits.
+"""Steps a vector of Atari games whose whole state is a value: it can be saved, moved and put back to the same bits.
 
 Preprocessing is that of Machado et al., "Revisiting the Arcade Learning Environment" (2018), as in
 gymnasium's AtariPreprocessing: an action is held for ``frame_skip`` frames, the observation is the maximum
@@ -32,7 +32,7 @@ LONG_FRAMES = frozenset({"tic_tac_toe_3d", "yars_revenge"})
 
 
 class AtariVector:
-    """``num_envs`` copies of one game, stepped together; a game that ends starts anew in the same step.
+    """Steps ``num_envs`` copies of one game together; a game that ends starts anew in the same step.
 
     Emulators are deterministic; sticky actions and no-op counts come from one generator of the vector. C is
     ``frame_stack`` (grey) or 3 × ``frame_stack`` (rgb), oldest frame first; a new game fills the stack with its first
@@ -118,7 +118,7 @@ class AtariVector:
         return np.asarray(self._emulators[env].getScreenRGB(), np.uint8)
 
     def _stick(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What is played in each skipped frame, [B, frame_skip]: with probability ``sticky_actions`` whatever
+        """Returns what is played in each skipped frame, [B, frame_skip]: with probability ``sticky_actions`` whatever
         was played in the frame before, else the chosen action [B]. (Machado et al. 2018, section 5.3.)"""
         played = np.repeat(chosen[:, None], self.config.frame_skip, axis=1)
         if self.config.sticky_actions:
@@ -241,6 +241,6 @@ def _end_frame(emulator: ale_py.ALEInterface) -> None:
 
 
 def background(game: str, config: EnvConfig) -> list[int]:
-    """What ``env.center`` takes from each channel of a game's observations: zeros where it takes nothing."""
+    """Returns what ``env.center`` takes from each channel of a game's observations: zeros where it takes nothing."""
     grey, *rgb = catalogue()[parse_game(game).rom].background if config.center == "background" else (0, 0, 0, 0)
     return (rgb if config.color == "rgb" else [grey]) * config.frame_stack

@@ -1,4 +1,4 @@
-"""What the Ray backend keeps of tasks and workers, a record each, and how it takes an actor's answer.
+"""Defines what the Ray backend keeps of tasks and workers, a record each, and how it takes an actor's answer.
 
 A task is queued, then assigned to a worker, until it is done. It is queued again when its worker is lost, when the
 learner is lost, or once after an error of its own. A worker starts, is idle, and works, in turns.

@@ -9,7 +9,7 @@ from leap_rl.measures import Measures
 
 
 class AgentConfig(Section):
-    """The section ``agent``. rllib refuses a key that processes/rllib/config.py does not name."""
+    """Holds the section ``agent``. rllib refuses a key that processes/rllib/config.py does not name."""
 
     num_envs: PositiveInt = 32
     unroll: Annotated[PositiveInt, Field(description="agent steps per environment and update")] = 5
@@ -33,7 +33,7 @@ class AgentConfig(Section):
 
 
 class ActorCriticConfig(Config):
-    """The configuration of a run whose tasks an actor-critic learns."""
+    """Holds the configuration of a run whose tasks an actor-critic learns."""
 
     carries_out: ClassVar[frozenset[str]] = frozenset({"paired", "continual"})  # (a2c/actor_critic.py)
 
@@ -41,7 +41,7 @@ class ActorCriticConfig(Config):
 
     @property
     def update_steps(self) -> int:
-        """Agent steps a gradient step."""
+        """Returns the agent steps a gradient step."""
         return self.agent.num_envs * self.agent.unroll
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ EMULATOR, FRAMES = 700_000, 4 * 250 * 160  # bytes of an emulator, and of its la
 
 
 class AtariConfig(ActorCriticConfig):
-    """The configuration of a run whose tasks are Atari games."""
+    """Holds the configuration of a run whose tasks are Atari games."""
 
     tasks: TasksConfig
     agent: AgentConfig

@@ -1,4 +1,4 @@
-"""The encoder of Mnih et al. 2013 as a table: what it is built from, exported to, and measured by.
+"""Describes the encoder of Mnih et al. 2013 as a table: what it is built from, exported to, and measured by.
 
 screen [C, S, S] → convolution → ReLU → convolution → ReLU → linear → ReLU → features [256]
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Convolution(NamedTuple):
-    """A convolution without padding, with square kernels."""
+    """Describes a convolution without padding, with square kernels."""
 
     channels: int
     kernel: int

@@ -1,4 +1,4 @@
-"""A2C on RLlib's new API stack: sampling, connectors and checkpoints are RLlib's, the loss is ours.
+"""Defines A2C on RLlib's new API stack: sampling, connectors and checkpoints are RLlib's, the loss is ours.
 
 RLlib 2.60 has none of its own. An iteration is that of PPO with one epoch over the whole batch, in which the advantage
 is λ = 1: the n-step returns of Mnih et al. 2016 up to the end of the fragment, as ``processes/a2c`` has them.
@@ -41,7 +41,8 @@ class A2CConfig(PPOConfig):  # type: ignore[misc]
         epsilon: float = NotProvided,
         **options: Any,
     ) -> Self:
-        """``optimizer_name``: rmsprop or adam; ``rmsprop_decay``: its α; ``epsilon``: added to the root."""
+        """Sets options as in RLlib. ``optimizer_name``: rmsprop or adam; ``rmsprop_decay``: its α; ``epsilon``: added
+        to the root."""
         super().training(**options)
         given = {"optimizer_name": optimizer_name, "rmsprop_decay": rmsprop_decay, "epsilon": epsilon}
         for name, value in given.items():
@@ -71,7 +72,7 @@ class A2CConfig(PPOConfig):  # type: ignore[misc]
 
 
 class A2C(PPO):  # type: ignore[misc]
-    """Advantage actor-critic (the synchronous form of Mnih et al. 2016)."""
+    """Is advantage actor-critic (the synchronous form of Mnih et al. 2016)."""
 
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:
@@ -79,7 +80,7 @@ class A2C(PPO):  # type: ignore[misc]
 
 
 class A2CTorchRLModule(DefaultPPOTorchRLModule):  # type: ignore[misc]
-    """Encoder and heads are RLlib's; weights are initialized as in ``processes/a2c``."""
+    """Has RLlib's encoder and heads, whose weights are initialized as in ``processes/a2c``."""
 
     def setup(self) -> None:
         super().setup()
@@ -92,7 +93,7 @@ class A2CTorchRLModule(DefaultPPOTorchRLModule):  # type: ignore[misc]
 
 
 class A2CTorchLearner(PPOLearner, TorchLearner):  # type: ignore[misc]
-    """One gradient step on the whole batch."""
+    """Takes one gradient step on the whole batch."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         parameters = self.get_parameters(self._module[module_id])
@@ -107,7 +108,8 @@ class A2CTorchLearner(PPOLearner, TorchLearner):  # type: ignore[misc]
     def compute_loss_for_module(
         self, *, module_id: str, config: A2CConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """Mean over the steps that were taken: the one RLlib adds to each fragment, to bootstrap from, is none."""
+        """Returns the mean loss over the steps that were taken: the one RLlib adds to each fragment, to bootstrap from,
+        is none."""
         values = self.module[module_id].unwrapped().compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
         logits, actions = fwd_out[Columns.ACTION_DIST_INPUTS], batch[Columns.ACTIONS].long()
         taken = batch.get(Columns.LOSS_MASK, torch.ones_like(actions, dtype=torch.bool))

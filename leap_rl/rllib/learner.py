@@ -1,4 +1,4 @@
-"""A mixin for RLlib's Torch Learners that walks the path which Leap shortens, one point a gradient step.
+"""Defines a mixin for RLlib's Torch Learners that walks the path which Leap shortens, one point a gradient step.
 
     loss → backward → record the point for Leap → clipping, optimizer step (RLlib's)
 
@@ -74,7 +74,7 @@ def leap_learner(
             self.meta_learned()  # an encoder that is missing is said now, not at the first step
 
         def meta_learned(self) -> Mapping[str, nn.Parameter]:
-            """What Leap sees of the module: name → parameter."""
+            """Returns what Leap sees of the module: name → parameter."""
             (module,) = self.module.values()
             return chosen(module.unwrapped())
 
@@ -123,8 +123,8 @@ def take_increment(algorithm: Algorithm, finish: bool = False) -> dict[str, Tens
 
 
 def on_learners(algorithm: Algorithm, function: Callable[[Any], T]) -> list[T]:
-    """What ``function`` returns for each of an algorithm's Learners. Raises what it raises there: RLlib returns what
-    was raised in another process, and gives up the Learner. Raises BadInputError where there are no Learners."""
+    """Returns what ``function`` returns for each of an algorithm's Learners. Raises what it raises there: RLlib returns
+    what was raised in another process, and gives up the Learner. Raises BadInputError where there are no Learners."""
     if algorithm.learner_group is None:
         raise BadInputError(
             f"{type(algorithm).__name__}: is on RLlib's old API stack, which has no Learner: leave "

@@ -16,7 +16,7 @@ FOLDERS = ("checkpoints", "tasks")
 
 
 class OtherFormatError(BadInputError):
-    """Raised for an intact file of another format, which must not be skipped as if it were damaged."""
+    """Is raised for an intact file of another format, which must not be skipped as if it were damaged."""
 
 
 def check_format(metadata: Mapping[str, str], where: str) -> None:

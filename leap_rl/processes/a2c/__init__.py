@@ -1,4 +1,4 @@
-"""A2C on Atari games: the project's own agent, exact and fast."""
+"""Registers A2C on Atari games: the project's own agent, exact and fast."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from leap_rl.types import Frame, LearningProcess, Task, Tensors
 
 
 class A2C(AtariProcessType[A2CConfig]):
-    """A2C on Atari games, as the registry knows it."""
+    """Is A2C on Atari games, as the registry knows it."""
 
     config = A2CConfig
     freezes: ClassVar[bool] = True

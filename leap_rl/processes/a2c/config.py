@@ -1,4 +1,4 @@
-"""The configuration of a run with ``process: a2c``."""
+"""Defines the configuration of a run with ``process: a2c``."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from leap_rl.processes.atari import AtariConfig
 
 
 class A2CConfig(AtariConfig):
-    """The configuration of a run with ``process: a2c``."""
+    """Holds the configuration of a run with ``process: a2c``."""
 
     process: Literal["a2c"] = "a2c"
 

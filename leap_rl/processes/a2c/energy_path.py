@@ -1,4 +1,4 @@
-"""The path of a learning process whose parameters are one vector: Leap's energy with few passes over memory.
+"""Walks the path of a learning process whose parameters are one vector: Leap's energy with few passes over memory.
 
 :class:`EnergyPath` computes what ``PathAccumulator`` computes, for the energy of successive losses, without copies:
 
@@ -26,8 +26,8 @@ ADDED_TOGETHER = 8  # gradients
 
 
 class EnergyPath:
-    """Leap's energy along the path of the first ``num_measured`` of ``parameters`` [N], which the optimizer changes in
-    place. The calls of one gradient step:
+    """Sums Leap's energy along the path of the first ``num_measured`` of ``parameters`` [N], which the optimizer
+    changes in place. The calls of one gradient step:
 
         gradient = path.next_gradient()     # [N], to be filled
         path.record(loss, norm)             # the point, before the optimizer moves it

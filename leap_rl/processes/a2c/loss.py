@@ -1,4 +1,4 @@
-"""The loss of advantage actor-critic (A2C, the synchronous form of Mnih et al. 2016, "Asynchronous Methods").
+"""Computes the loss of advantage actor-critic (A2C, the synchronous form of Mnih et al. 2016, "Asynchronous Methods").
 
 T is time within an unroll, B is environments.
 """
@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class A2CLoss(NamedTuple):
-    """``total`` = policy + value_cost × value − entropy_cost × entropy; scalars, means over T and B."""
+    """Holds the parts of the loss, scalars, means over T and B: ``total`` = policy + value_cost × value − entropy_cost
+    × entropy."""
 
     total: Tensor
     policy: Tensor
@@ -19,10 +20,10 @@ class A2CLoss(NamedTuple):
 
 
 def n_step_returns(rewards: Tensor, discounts: Tensor, bootstrap: Tensor) -> Tensor:
-    """R[t] = rewards[t] + discounts[t] · R[t+1], with R[T] = bootstrap.
+    """Returns R [T, B], where R[t] = rewards[t] + discounts[t] · R[t+1], with R[T] = bootstrap.
 
     ``rewards``, ``discounts`` [T, B]; a discount of 0 ends an episode; ``bootstrap`` [B], the value of what
-    follows the unroll. Returns [T, B]. (Mnih et al. 2016, algorithm S3.)
+    follows the unroll. (Mnih et al. 2016, algorithm S3.)
     """
     returns = torch.empty_like(rewards)
     following = bootstrap

@@ -1,4 +1,4 @@
-"""The network of Mnih et al., "Playing Atari with Deep Reinforcement Learning" (2013), with two linear heads.
+"""Defines the network of Mnih et al., "Playing Atari with Deep Reinforcement Learning" (2013), with two linear heads.
 
 The encoder is what Leap meta-learns in the paper's Atari experiment; the heads belong to a task.
 """
@@ -18,8 +18,8 @@ from leap_rl.processes.layers import CONVOLUTIONS, NUM_FEATURES, sides
 
 
 class Layers(Protocol):
-    """What an encoder computes of N observations: a named tuple of tensors [N, …], the first and the last of which are
-    these."""
+    """Holds what an encoder computes of N observations: a named tuple of tensors [N, …], the first and the last of
+    which are these."""
 
     @property
     def inputs(self) -> Tensor:
@@ -35,7 +35,7 @@ class Layers(Protocol):
 
 
 class Activations(NamedTuple):
-    """What the encoder computes of N observations, layer by layer: all that its gradient needs."""
+    """Holds what the encoder computes of N observations, layer by layer: all that its gradient needs."""
 
     inputs: Tensor  # [N, C, H, W], 0..255 in the compute dtype
     conv1: Tensor  # [N, 16, H', W']
@@ -45,7 +45,7 @@ class Activations(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """T steps in B environments: what was computed on the way, and what came of them."""
+    """Holds T steps in B environments: what was computed on the way, and what came of them."""
 
     activations: Layers  # of the encoder, [T·B, …]
     weights: list[Tensor]  # of the encoder, in the compute dtype
@@ -58,7 +58,7 @@ class Rollout(NamedTuple):
 
 
 class AnyEncoder(nn.Module, ABC):
-    """What turns observations into features, and knows the gradient of its parameters."""
+    """Turns observations into features, and knows the gradient of its parameters."""
 
     compute_dtype: torch.dtype
     num_features: int
@@ -80,7 +80,7 @@ class AnyEncoder(nn.Module, ABC):
 
 
 class Encoder(AnyEncoder):
-    """conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each.
+    """Is the encoder of the paper: conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each.
 
     Parameters are kept in float32 and rounded to ``compute_dtype`` where they are used (:meth:`weights`), once
     for all passes between two optimizer steps. The gradient is written out, so that the passes of an unroll,
@@ -98,12 +98,13 @@ class Encoder(AnyEncoder):
         self.linear = nn.Linear(second.channels * sides(screen_size)[-1] ** 2, NUM_FEATURES)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] → float32 [N, 256], differentiable in the parameters."""
+        """Returns the features, float32 [N, 256], of ``observations``, uint8 [N, C, H, W]; differentiable in the
+        parameters."""
         return _Encode.apply(self, observations, *self.parameters())  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def weights(self) -> list[Tensor]:
-        """The parameters in the compute dtype. Pixels stay 0..255, which both dtypes hold exactly: the scale
+        """Returns the parameters in the compute dtype. Pixels stay 0..255, which both dtypes hold exactly: the scale
         1/255 is folded into the first weights."""
         scaled = [self.conv1.weight / 255, *list(self.parameters())[1:]]
         images = torch.channels_last
@@ -113,7 +114,8 @@ class Encoder(AnyEncoder):
 
     @torch.no_grad()
     def activations(self, observations: Tensor, weights: list[Tensor], out: Activations | None = None) -> Activations:
-        """[N, C, H, W], 0..255 in any dtype → every layer after its ReLU; all but the inputs in ``out``, if given."""
+        """Returns every layer after its ReLU, of ``observations`` [N, C, H, W], 0..255 in any dtype; all but the inputs
+        are written to ``out``, if given."""
         weight1, bias1, weight2, bias2, weight3, bias3 = weights
         inputs = observations.to(self.compute_dtype, memory_format=torch.channels_last)
         conv1 = _relu(F.conv2d(inputs, weight1, bias1, CONVOLUTIONS[0].stride), out and out.conv1)
@@ -171,7 +173,7 @@ def _through_layer_norm(gradient: Tensor, inputs: Tensor) -> Tensor:
 def _of_convolution(
     gradient: Tensor, inputs: Tensor, weight: Tensor, stride: int, of_input: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of a convolution's input, weight and bias, given that of its output."""
+    """Returns the gradients of a convolution's input, weight and bias, given that of its output."""
     return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
         gradient, inputs, weight, [len(weight)], [stride, stride], [0, 0], [1, 1], False, [0, 0], 1,
         [of_input, True, True],
@@ -194,7 +196,7 @@ class _Encode(torch.autograd.Function):
 
 
 class ActorCritic(nn.Module):
-    """Policy logits and value from one shared encoder."""
+    """Computes policy logits and a value from one shared encoder."""
 
     def __init__(self, encoder: AnyEncoder, num_actions: int, value_gain: float = 1.0) -> None:
         super().__init__()
@@ -208,7 +210,7 @@ class ActorCritic(nn.Module):
         return self.heads(self.encoder(observations))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 […, num_features] → logits […, num_actions], values […]."""
+        """Returns logits […, num_actions] and values […] of ``features``, float32 […, num_features]."""
         return self.policy(features), self.value(features).squeeze(-1)
 
     @torch.no_grad()
@@ -287,7 +289,7 @@ def split_like(vector: Tensor, module: nn.Module) -> list[Tensor]:
 
 
 def resolve_precision(precision: str) -> str:
-    """``auto`` becomes bf16 where the CPU has bf16 instructions, else fp32."""
+    """Returns a precision with ``auto`` replaced: by bf16 where the CPU has bf16 instructions, else by fp32."""
     if precision != "auto":
         return precision
     capabilities = torch.cpu.get_capabilities()

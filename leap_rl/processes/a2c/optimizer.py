@@ -1,4 +1,5 @@
-"""The optimizer of the inner loop: RMSprop or Adam on one vector, which says by how much it moved the parameters.
+"""Defines the optimizer of the inner loop: RMSprop or Adam on one vector, which says by how much it moved the
+parameters.
 
 The arithmetic is that of ``torch.optim.RMSprop`` and ``torch.optim.Adam``, which do not hand out the step that they
 take: Leap would have to copy all parameters before it and take the difference after it.

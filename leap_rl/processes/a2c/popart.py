@@ -1,4 +1,4 @@
-"""PopArt: values are learned on one scale in every game (van Hasselt et al. 2016; Hessel et al. 2019).
+"""Learns values on one scale in every game: PopArt (van Hasselt et al. 2016; Hessel et al. 2019).
 
 The loss sees returns G and values v divided by the running deviation σ of the task's returns: its value term, its
 advantages, and so its gradients, are of one size whatever the rewards are. The papers keep a head n of normalized

@@ -1,4 +1,5 @@
-"""A2C on an Atari game: which environments, network and heads its task has. The inner loop is in actor_critic.py."""
+"""Defines A2C on an Atari game: which environments, network and heads its task has. The inner loop is in
+actor_critic.py."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ ZERO_SHOT_FRAMES = 18_000  # at most, of an episode: five minutes of play, as Mn
 
 
 class A2CProcess(ActorCriticProcess[A2CConfig]):
-    """A2C on one game; a ``LearningProcess``."""
+    """Is A2C on one game, a ``LearningProcess``."""
 
     def make_envs(self, num_envs: int, seed: int, zero_shot: bool = False) -> AtariVector:
         """Returns emulators of the game."""

@@ -1,4 +1,4 @@
-"""Acting: T steps in B environments with a network's policy, and what the loss needs to know of them.
+"""Acts for T steps in B environments with a network's policy, and keeps what the loss needs to know of them.
 
 The forward passes that choose the actions are the ones that are differentiated: the activations of all T + 1 passes
 (the last one values what follows the unroll) are kept in one set of buffers, so that the network's gradient takes them

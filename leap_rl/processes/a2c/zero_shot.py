@@ -1,4 +1,4 @@
-"""Play of a policy before any update: what an initialization can do as it is."""
+"""Plays with a policy before any update, to see what an initialization can do as it is."""
 
 from collections.abc import Callable
 from typing import Any

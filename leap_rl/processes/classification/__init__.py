@@ -1,4 +1,4 @@
-"""Classification of an alphabet's characters: the paper's first experiment (Omniglot, section 4.1)."""
+"""Registers the classification of an alphabet's characters: the paper's first experiment (Omniglot, section 4.1)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from leap_rl.types import LearningProcess, Parts, Task, Tensors
 
 
 class Classification(ProcessType[ClassificationConfig]):
-    """Classification of an alphabet's characters, as the registry knows it."""
+    """Is the classification of an alphabet's characters, as the registry knows it."""
 
     config = ClassificationConfig
     measures = Measures(

@@ -1,4 +1,4 @@
-"""The configuration of a run with ``process: classification``."""
+"""Defines the configuration of a run with ``process: classification``."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -57,7 +57,7 @@ class ClassifierConfig(Section):
 
 
 class ClassificationConfig(Config):
-    """The configuration of a run with ``process: classification``."""
+    """Holds the configuration of a run with ``process: classification``."""
 
     carries_out: ClassVar[frozenset[str]] = frozenset({"maml", "paired"})
 
@@ -67,7 +67,7 @@ class ClassificationConfig(Config):
 
     @property
     def num_updates(self) -> int:
-        """Gradient steps a task: ``task.agent_steps`` on each of its alphabets."""
+        """Returns the gradient steps a task: ``task.agent_steps`` on each of its alphabets."""
         return self.task.agent_steps * self.alphabets.per_task
 
     @property

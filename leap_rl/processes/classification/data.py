@@ -33,7 +33,7 @@ TURN, SHIFT, SCALE = 360.0, 0.2, (0.8, 1.2)  # degrees; share of the size; times
 
 @dataclass(frozen=True)
 class Family:
-    """All alphabets of a source."""
+    """Holds all alphabets of a source."""
 
     drawings: dict[str, NDArray[Any]]  # alphabet → uint8 [characters, 20 drawings, 28, 28], ink 255
     checksum: str  # SHA-256 of all of them
@@ -47,7 +47,8 @@ def load_family(source: str, nearest: bool = False) -> Family:
 
 
 def checked_family(config: AlphabetsConfig) -> Family:
-    """:func:`load_family`. Raises BadInputError where its drawings are not those of ``alphabets.checksum``."""
+    """Returns what :func:`load_family` returns. Raises BadInputError where its drawings are not those of
+    ``alphabets.checksum``."""
     family = load_family(config.source, config.drawings == "nearest")
     if config.checksum not in (None, family.checksum):
         raise BadInputError(
@@ -78,7 +79,7 @@ def split(config: AlphabetsConfig) -> Parts:
 
 
 def parse_alphabet(config: AlphabetsConfig, text: str) -> str:
-    """The name of an alphabet of the family. Raises BadInputError where there is none such."""
+    """Returns the name of an alphabet of the family. Raises BadInputError where there is none such."""
     names = sorted(checked_family(config).drawings)
     if text not in names:
         near = closest(text, names, cutoff=0.4)
@@ -96,7 +97,7 @@ class Problem(NamedTuple):
 
 
 def load_problem(config: AlphabetsConfig, alphabet: str) -> Problem:
-    """The problem that an alphabet is. Raises BadInputError where it is not there."""
+    """Returns the problem that an alphabet is. Raises BadInputError where it is not there."""
     drawings = checked_family(config).drawings[alphabet]
     rng = np.random.default_rng([config.split, *alphabet.encode()])
     chosen = torch.from_numpy(drawings[rng.permutation(len(drawings))[:NUM_CLASSES]])
@@ -141,7 +142,7 @@ def _in_turn(total: int, places: range, seed: int) -> Tensor:
 
 
 def held_out_batch(problem: Problem, seed: int) -> Batch:
-    """All drawings that are held out, each once."""
+    """Returns all drawings that are held out, each once."""
     labels = torch.arange(len(problem.held_out)).repeat_interleave(problem.held_out.shape[1])
     draws = draw(len(labels), _generator(seed))
     return Batch(augment(problem.held_out.flatten(0, 1), draws, problem.nearest), labels)

@@ -1,4 +1,4 @@
-"""The embedded family of alphabets: 51 scripts of 20 characters, each drawn 20 times by ``tools/glyphs.py``."""
+"""Reads the embedded family of alphabets: 51 scripts of 20 characters, each drawn 20 times by ``tools/glyphs.py``."""
 
 import hashlib
 from importlib.resources import files

@@ -1,4 +1,5 @@
-"""MAML (Finn et al. 2017, equation 1): the derivative of the last loss in the initialization, through all steps.
+"""Computes MAML's gradient (Finn et al. 2017, equation 1): the derivative of the last loss in the initialization,
+through all steps.
 
     ψⁱ⁺¹ = ψⁱ − α ∇fⁱ(ψⁱ),  so  d fᴷ(ψᴷ)/dθ⁰ = (I − α H⁰) (I − α H¹) … (I − α Hᴷ⁻¹) ∇fᴷ(ψᴷ),  Hⁱ = ∇²fⁱ(ψⁱ)
 

@@ -1,9 +1,10 @@
-"""The network of the paper's Omniglot experiment: four blocks of convolution, batch norm, ReLU, pooling; then linear.
+"""Defines the network of the paper's Omniglot experiment: four blocks of convolution, batch norm, ReLU, pooling; then
+linear.
 
-A function of its parameters, so that a step can be differentiated. In training batch norm uses the statistics of the
-batch in hand; scale and shift are parameters like the others. Held-out drawings are normalized as ``classifier.norm``
-says: by the statistics of all of them together, in which case what is predicted for a drawing depends on those beside
-it, or by :class:`RunningStatistics`, as the authors' code does.
+It is a function of its parameters, so that a step can be differentiated. In training batch norm uses the statistics of
+the batch in hand; scale and shift are parameters like the others. Held-out drawings are normalized as
+``classifier.norm`` says: by the statistics of all of them together, in which case what is predicted for a drawing
+depends on those beside it, or by :class:`RunningStatistics`, as the authors' code does.
 """
 
 import math
@@ -80,7 +81,8 @@ def logits(
 
 
 def draw_parameters(config: ClassificationConfig, seed: int) -> dict[str, Tensor]:
-    """All parameters as PyTorch would draw them (He et al. 2015, uniform, gain for a slope of √5), from a seed."""
+    """Returns all parameters as PyTorch would draw them (He et al. 2015, uniform, gain for a slope of √5), from a
+    seed."""
     generator = torch.Generator().manual_seed(seed)
     filters, parameters = config.classifier.filters, {}
     for block in range(1, NUM_BLOCKS + 1):
@@ -101,7 +103,7 @@ def owner_of_heads(config: ClassificationConfig, alphabet: str) -> str:
 
 
 def initial_parameters(config: ClassificationConfig, seed: int) -> Tensors:
-    """A fresh shared initialization: name → float32 tensor of what is meta-learned."""
+    """Returns a fresh shared initialization: name → float32 tensor of what is meta-learned."""
     torch.set_num_threads(1)
     found: dict[str, Tensor] = {}
     for number, alphabet in enumerate(split(config.alphabets).training if config.meta.rule == "joint" else [""]):

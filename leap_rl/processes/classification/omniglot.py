@@ -1,8 +1,8 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015) as its authors lay it out: alphabet/character/drawing.png.
+"""Reads Omniglot (Lake, Salakhutdinov, Tenenbaum 2015) as its authors lay it out: alphabet/character/drawing.png.
 
-A folder or a zip, given by path and never downloaded. What lies above the alphabets does not matter, so a folder
-that holds both ``images_background`` and ``images_evaluation``, or links to them, is all 50 alphabets. Hidden files and
-``__MACOSX`` are left out.
+The source is a folder or a zip, given by path and never downloaded. What lies above the alphabets does not matter, so a
+folder that holds both ``images_background`` and ``images_evaluation``, or links to them, is all 50 alphabets. Hidden
+files and ``__MACOSX`` are left out.
 """
 
 import os
@@ -54,7 +54,7 @@ def load_omniglot(source: str, nearest: bool = False) -> dict[str, NDArray[Any]]
 
 
 def _files(source: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every PNG that lies two folders deep or deeper."""
+    """Yields name and content of every PNG that lies two folders deep or deeper."""
     path = Path(source)
     try:
         if path.is_dir():

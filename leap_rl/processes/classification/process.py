@@ -1,4 +1,5 @@
-"""The inner loop of few-shot classification: gradient descent on one alphabet, walking the path that Leap shortens.
+"""Runs the inner loop of few-shot classification: gradient descent on one alphabet, walking the path that Leap
+shortens.
 
     batch of step i → loss → gradient → record the point for Leap → step of SGD;  at the end: score held-out drawings
 
@@ -42,8 +43,8 @@ class _Segment:
 
 
 class ClassificationProcess:
-    """SGD on one alphabet, or on several at once; a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then
-    :meth:`walk`."""
+    """Is SGD on one alphabet, or on several at once: a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`,
+    then :meth:`walk`."""
 
     def __init__(self, config: ClassificationConfig, task: Task) -> None:
         torch.set_num_threads(1)
@@ -106,7 +107,7 @@ class ClassificationProcess:
                 yield self._cut_segment()
 
     def update(self) -> None:
-        """One batch and one gradient step."""
+        """Takes one gradient step on one batch."""
         started = time.perf_counter()
         batch, course = self._batch(self.num_updates), int(self.turns[self.num_updates, 0])
         if len(self.courses) > 1:
@@ -142,7 +143,7 @@ class ClassificationProcess:
 
     @torch.no_grad()
     def held_out_correct(self) -> tuple[int, int]:
-        """How many of the held-out drawings are classified correctly now, and how many there are."""
+        """Returns how many of the held-out drawings are classified correctly now, and how many there are."""
         correct = count = 0
         for course, parameters in zip(self.courses, self._seen, strict=True):
             batch = held_out_batch(course.problem, course.data_seed)
@@ -157,18 +158,19 @@ class ClassificationProcess:
         return F.cross_entropy(logits(parameters, batch.images, self.config.classifier.pooling), batch.labels)
 
     def _unrolled_gradient(self) -> dict[str, Tensor]:
-        """MAML's: of the last batch's loss, through the steps before it. The path is taken once more for it."""
+        """Returns MAML's gradient: of the last batch's loss, through the steps before it. The path is taken once more
+        for it."""
         steps = range(self.config.num_updates)
         losses = [functools.partial(self._loss, self._batch(step)) for step in steps]
         gradient = unrolled_gradient(named(self._start, self.parameters), losses, self.config.classifier.lr)
         return _copied(self._meta_learned(gradient))
 
     def _meta_learned(self, values: Tensors) -> dict[str, Tensor]:
-        """By their names in the initialization."""
+        """Returns the values of what is meta-learned, by their names in the initialization."""
         return {known_as: values[name] for name, known_as in self.names.items()}
 
     def _cut_segment(self) -> Increment:
-        """The increment of the segment that ends here, and its statistics (sums; see docs/metrics.md)."""
+        """Returns the increment of the segment that ends here, with its statistics (sums; see docs/metrics.md)."""
         sums, path = self.segment, self.path
         updates = (self.num_updates - 1) % self.config.stream.segment_updates + 1
         last = self.num_updates == self.config.num_updates

@@ -1,4 +1,4 @@
-"""The configuration of a run with ``process: gymnasium``."""
+"""Defines the configuration of a run with ``process: gymnasium``."""
 
 from typing import Annotated, Literal
 
@@ -55,7 +55,7 @@ class GymnasiumAgentConfig(AgentConfig):
 
 
 class GymnasiumConfig(ActorCriticConfig):
-    """The configuration of a run with ``process: gymnasium``."""
+    """Holds the configuration of a run with ``process: gymnasium``."""
 
     process: Literal["gymnasium"]
     tasks: EnvironmentsConfig

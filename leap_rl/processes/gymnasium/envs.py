@@ -1,4 +1,4 @@
-"""Gymnasium's environments as A2C steps them: B copies whose whole state is their history.
+"""Steps Gymnasium's environments for A2C: B copies whose whole state is their history.
 
 Gymnasium has no way to save an environment, and what Python has (pickle) would run code from a file. But environments
 are deterministic: with its seed and the actions so far, a vector of them is what it was. So a history is the state, and
@@ -36,7 +36,7 @@ KEY = "tasks.environments"
 
 
 class Spaces(NamedTuple):
-    """What an agent sees and does."""
+    """Describes what an agent sees and does."""
 
     observations: Box
     num_actions: int
@@ -82,8 +82,8 @@ def _misspelled(kind: str, options: Mapping[str, Any]) -> str:
 
 
 def _is_flattenable(space: Space[Any]) -> bool:
-    """Whether FlattenObservation makes the same vector of it in every process. Of a text it does not: letters are
-    numbered in the order of a set."""
+    """Returns whether FlattenObservation makes the same vector of it in every process. Of a text it does not: letters
+    are numbered in the order of a set."""
     if isinstance(space, (Dict, Tuple)):
         parts = space.spaces.values() if isinstance(space, Dict) else space.spaces
         return all(map(_is_flattenable, parts))
@@ -118,7 +118,7 @@ def _spaces_of(name: str, config: str) -> Spaces:
 
 
 class EnvVector:
-    """``num_envs`` copies of an environment, stepped together by Gymnasium's ``SyncVectorEnv``."""
+    """Steps ``num_envs`` copies of an environment together, with Gymnasium's ``SyncVectorEnv``."""
 
     def __init__(self, name: str, num_envs: int, config: EnvConfig, seed: int) -> None:
         self._name, self.num_envs = name, num_envs
@@ -192,7 +192,7 @@ class EnvVector:
 
 
 def is_image(space: Box) -> bool:
-    """Whether observations are images: of three dimensions, or of two and bytes; 3 pixels a side at least."""
+    """Returns whether observations are images: of three dimensions, or of two and bytes; 3 pixels a side at least."""
     is_grey = len(space.shape) == 2 and space.dtype == np.uint8
     return (len(space.shape) == 3 or is_grey) and sorted(space.shape)[-2] >= 3
 

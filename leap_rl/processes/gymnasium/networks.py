@@ -1,4 +1,4 @@
-"""Which network sees an environment: its encoder follows the space of observations.
+"""Chooses the network that sees an environment: its encoder follows the space of observations.
 
 images of bytes, square, 36 pixels a side or more   the paper's convolutions (processes/a2c/network.py)
 smaller images                                      conv 16 3×3/1 → linear 128, ReLU: MinAtar's (Young & Tian 2019)
@@ -19,14 +19,14 @@ SMALLEST = 36  # pixels a side that the paper's convolutions take
 
 
 class Seen(NamedTuple):
-    """What a :class:`PlainEncoder` keeps of N observations."""
+    """Holds what a :class:`PlainEncoder` keeps of N observations."""
 
     inputs: Tensor  # [N, …]
     features: Tensor  # [N, num_features]
 
 
 class PlainEncoder(AnyEncoder):
-    """Any network of torch's; its gradient is autograd's, of one pass over all observations of an unroll."""
+    """Is any network of torch's; its gradient is autograd's, of one pass over all observations of an unroll."""
 
     compute_dtype = torch.float32
 

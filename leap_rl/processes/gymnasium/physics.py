@@ -1,4 +1,4 @@
-"""CartPole and Acrobot with other physics: the classic family of tasks of meta-reinforcement learning.
+"""Defines CartPole and Acrobot with other physics: the classic family of tasks of meta-reinforcement learning.
 
 They are Gymnasium's own (same equations, same observations), made with other constants: ``cartpole:length=1.3`` and
 ``acrobot:mass_2=2``. An agent does not observe the constants. With the defaults they are CartPole-v1 and Acrobot-v1.
@@ -13,7 +13,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 
 class CartPole(CartPoleEnv):
-    """A cart with a pole of half-length ``length`` (m); masses in kg, ``gravity`` in m/s², ``force`` in N."""
+    """Is a cart with a pole of half-length ``length`` (m); masses in kg, ``gravity`` in m/s², ``force`` in N."""
 
     def __init__(
         self, gravity: float = 9.8, masscart: float = 1.0, masspole: float = 0.1, length: float = 0.5,
@@ -27,8 +27,8 @@ class CartPole(CartPoleEnv):
 
 
 class Acrobot(AcrobotEnv):
-    """Two links of ``length_1`` (m), masses in kg, ``gravity`` in m/s²; ``torque`` (N m) is what the motor between them
-    has."""
+    """Has two links of ``length_1`` (m), masses in kg, ``gravity`` in m/s²; ``torque`` (N m) is what the motor between
+    them has."""
 
     def __init__(
         self, gravity: float = 9.8, length_1: float = 1.0, mass_1: float = 1.0, mass_2: float = 1.0,

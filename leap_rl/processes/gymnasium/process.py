@@ -1,4 +1,5 @@
-"""A2C on an environment of Gymnasium's: its vector, network and heads. The inner loop is in a2c/actor_critic.py."""
+"""Defines A2C on an environment of Gymnasium's: its vector, network and heads. The inner loop is in
+a2c/actor_critic.py."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from leap_rl.types import BadInputError, Tensors
 
 
 class GymnasiumProcess(ActorCriticProcess[GymnasiumConfig]):
-    """A2C in one environment; a ``LearningProcess``."""
+    """Is A2C in one environment, a ``LearningProcess``."""
 
     def make_envs(self, num_envs: int, seed: int, zero_shot: bool = False) -> EnvVector:
         """Returns copies of the environment."""

@@ -1,4 +1,4 @@
-"""An RLlib algorithm as a learning process: PPO, APPO, IMPALA, DQN or our A2C."""
+"""Registers RLlib's algorithms as a learning process: PPO, APPO, IMPALA, DQN or our A2C."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ MEANS = ("episode_length", "loss", "policy_loss", "value_loss", "entropy", "grad
 
 
 class RLlib(AtariProcessType[RLlibConfig]):
-    """An RLlib algorithm, as the registry knows it."""
+    """Is an RLlib algorithm, as the registry knows it."""
 
     config = RLlibConfig
     measures = replace(AtariProcessType.measures, means={name: AtariProcessType.measures.means[name] for name in MEANS})

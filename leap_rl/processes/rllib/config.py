@@ -1,4 +1,4 @@
-"""The configuration of a run with ``process: rllib``."""
+"""Defines the configuration of a run with ``process: rllib``."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ class AlgorithmConfig(Section):
 
 
 class RLlibConfig(AtariConfig):
-    """The configuration of a run with ``process: rllib``."""
+    """Holds the configuration of a run with ``process: rllib``."""
 
     carries_out: ClassVar[frozenset[str]] = frozenset()  # Leap sees the losses of RLlib's own gradient steps alone
 

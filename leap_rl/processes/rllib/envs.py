@@ -18,7 +18,7 @@ from leap_rl.types import BadInputError
 
 
 class AtariGame(gymnasium.Env[NDArray[np.uint8], int]):
-    """One copy of a game, preprocessed as in :class:`AtariVector`; observations uint8 [H, W, C].
+    """Is one copy of a game, preprocessed as in :class:`AtariVector`; observations uint8 [H, W, C].
 
     It is seeded by its first reset and by the task's seed together.
     """
@@ -32,7 +32,7 @@ class AtariGame(gymnasium.Env[NDArray[np.uint8], int]):
 
     @property
     def num_frames(self) -> int:
-        """Emulator frames since the start, no-ops included."""
+        """Returns the number of emulator frames since the start, no-ops included."""
         return self._vector.num_frames
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.uint8], dict[str, Any]]:
@@ -49,7 +49,7 @@ class AtariGame(gymnasium.Env[NDArray[np.uint8], int]):
         return self._observation(last), reward, terminated, truncated, {"episodes": step.episodes}
 
     def _observation(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[C, H, W] → a copy as [H, W, C]."""
+        """Returns a copy of an image [C, H, W] as [H, W, C]."""
         return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
@@ -65,7 +65,7 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @property
     def num_frames(self) -> int:
-        """Emulator frames so far; of an environment that counts none, its steps."""
+        """Returns the number of emulator frames so far; of an environment that counts none, its steps."""
         return self.env.num_frames if isinstance(self.env, AtariGame) else self.num_steps
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -100,14 +100,15 @@ class FloatImage(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class RLlibEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """:func:`make_env` as RLlib wants it: a class that takes the arguments as one mapping."""
+    """Is :func:`make_env` as RLlib wants it: a class that takes the arguments as one mapping."""
 
     def __init__(self, context: Mapping[str, Any]) -> None:
         super().__init__(make_env(*(context[name] for name in ("config", "name", "seed", "own_network"))))
 
 
 def make_env(config: RLlibConfig, name: str, seed: int, own_network: bool) -> gymnasium.Env[Any, Any]:
-    """The environment of the task ``name``. ``own_network``: RLlib's network sees it, not that of processes/a2c.
+    """Returns the environment of the task ``name``. ``own_network``: RLlib's network sees it, not that of
+    processes/a2c.
 
     Raises BadInputError for an id that Gymnasium does not have, and for observations or actions of another kind.
     """

@@ -1,4 +1,4 @@
-"""The encoder of processes/a2c inside any of RLlib's default RLModules, through its Catalog.
+"""Puts the encoder of processes/a2c inside any of RLlib's default RLModules, through its Catalog.
 
 So an initialization that was meta-learned with one algorithm fits all others, and our own A2C.
 """
@@ -35,7 +35,7 @@ class LeapEncoderConfig(ModelConfig):  # type: ignore[misc]
 
 
 class LeapEncoder(TorchModel, RLlibEncoder):  # type: ignore[misc]
-    """:class:`Encoder` as RLlib calls it."""
+    """Is :class:`Encoder` as RLlib calls it."""
 
     def __init__(self, config: LeapEncoderConfig) -> None:
         TorchModel.__init__(self, config)
@@ -49,7 +49,7 @@ class LeapEncoder(TorchModel, RLlibEncoder):  # type: ignore[misc]
 
 
 def with_leap_encoder(base: type[Catalog]) -> type[Catalog]:
-    """A catalog that differs from ``base`` in the encoder alone."""
+    """Returns a catalog that differs from ``base`` in the encoder alone."""
 
     class LeapCatalog(base):  # type: ignore[misc]
         @classmethod
@@ -63,6 +63,6 @@ def with_leap_encoder(base: type[Catalog]) -> type[Catalog]:
 
 
 def shared_encoder(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of an RLModule's :class:`LeapEncoder`, under the names of processes/a2c."""
+    """Returns the parameters of an RLModule's :class:`LeapEncoder`, under the names of processes/a2c."""
     encoder = next(part.net for part in module.modules() if isinstance(part, LeapEncoder))
     return {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}

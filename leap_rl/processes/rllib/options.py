@@ -1,4 +1,4 @@
-"""From a run's configuration to RLlib's: one algorithm, in one process, on one environment."""
+"""Turns a run's configuration into RLlib's: one algorithm, in one process, on one environment."""
 
 import json
 import re
@@ -109,7 +109,7 @@ def _set_option(options: AlgorithmConfig, name: str, value: Any) -> None:
 
 
 def _is_data(value: Any) -> bool:
-    """Whether a value is made of numbers and words: RLlib imports what a dotted name names."""
+    """Returns whether a value is made of numbers and words: RLlib imports what a dotted name names."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and WORD.fullmatch(key) and _is_data(item) for key, item in value.items())
     if isinstance(value, list):
@@ -162,7 +162,7 @@ def check(config: RLlibConfig) -> None:
 
 
 def _to_check(config: RLlibConfig) -> list[str]:
-    """A game, for all that are played in the same way, and every environment of Gymnasium."""
+    """Returns a game, for all that are played in the same way, and every environment of Gymnasium."""
     games = [*config.tasks.games, *config.tasks.validation, *config.tasks.held_out]
     atari = [game for game in games if not is_gymnasium_id(game)]
     return [*atari[:1], *(game for game in games if is_gymnasium_id(game))]

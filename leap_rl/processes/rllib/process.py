@@ -1,4 +1,4 @@
-"""A learning process that is an RLlib algorithm: PPO, APPO, IMPALA, DQN or our A2C on one environment.
+"""Runs an RLlib algorithm as a learning process: PPO, APPO, IMPALA, DQN or our A2C on one environment.
 
     algorithm.train() until a segment's worth of gradient steps is recorded → cut the path → increment
 
@@ -38,7 +38,7 @@ IDLE_ITERATIONS = 10_000  # of train() without a step in the environment, before
 
 
 class RLlibProcess:
-    """An RLlib algorithm on one task; a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then
+    """Is an RLlib algorithm on one task, a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then
     :meth:`walk`, which stops the algorithm at its end."""
 
     def __init__(self, config: RLlibConfig, task: Task) -> None:
@@ -192,7 +192,8 @@ class RLlibProcess:
 
 
 def _fitting(parameters: Mapping[str, Tensor], given: Tensors) -> Mapping[str, Tensor]:
-    """``parameters``. Raises BadInputError, which says what differs, where ``given`` has other names or shapes."""
+    """Returns ``parameters``. Raises BadInputError, which says what differs, where ``given`` has other names or
+    shapes."""
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     found = {name: tuple(value.shape) for name, value in given.items()}
     differing = [
