@@ -13,6 +13,8 @@ import torch
 
 from leap_rl.evaluation.analysis import analyse
 from leap_rl.evaluation.figures import learning_curves
+from leap_rl.evaluation.schemas import Description
+from leap_rl.evaluation.sections import lines
 from leap_rl.meta.probes import MAX_NAMES, by_game, cosines, drift_by_layer
 from tests.test_evaluation import COLUMNS, NAN, curve, describe, refused, simulated
 
@@ -148,6 +150,16 @@ def test_curves_are_labelled_with_what_the_process_calls_its_score(changes, said
     analysis = analyse(description, simulated(description))
     measures = dataclasses.replace(analysis.measures, **changes)
     assert learning_curves(dataclasses.replace(analysis, measures=measures)).get_supylabel() == said
+
+
+def test_scores_on_a_natural_scale_are_called_what_the_process_calls_them():
+    description = Description.model_validate(describe()).model_dump()
+    analysis = analyse(description, simulated(description))
+    measures = dataclasses.replace(analysis.measures, score_text="share solved", natural_scale=True)
+    text = "\n".join(lines(description, dataclasses.replace(analysis, measures=measures), {}, set()))
+    assert "Scores are share solved, from 0 to 1: interquartile means" in text
+    assert "Mean share solved over seeds" in text
+    assert "accurac" not in text
 
 
 def test_the_same_data_give_the_same_report_and_figures(tmp_path, run_main):

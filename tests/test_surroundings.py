@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from leap_rl.backends import cluster
-from leap_rl.evaluation.report import as_text
 from leap_rl.files import object_storage
 from leap_rl.files.storage import LocalStorage, expand, open_storage
+from leap_rl.files.text import as_text
 from leap_rl.runs.inspection import describe
 from leap_rl.runs.run import open_run
 from leap_rl.runs.run_files import Progress
