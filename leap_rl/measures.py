@@ -34,6 +34,12 @@ class Measures:
     def held_out_score(self) -> str:
         return f"held_out_{self.score}"
 
+    @property
+    def target_text(self) -> str:
+        """Returns what speed-ups are measured at, the end of the random arm's learning curve, in words: its final
+        score, unless that is of held-out data."""
+        return f"final training {self.score_text}" if self.held_out_counts else "final score"
+
     def score_of(self, statistics: Mapping[str, float]) -> float | None:
         """Returns the score; None where nothing was scored."""
         return _quotient(statistics, self.counts)

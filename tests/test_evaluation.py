@@ -309,13 +309,14 @@ def test_a_clear_effect_is_found_and_a_faster_arm_is_faster():
     description = describe()
     analysis = analyse(description, simulated(description, better=10))
     aggregate = analysis.aggregates["leap"]
-    assert aggregate.final_difference.sign == aggregate.area_difference.sign == 1
+    assert aggregate.final_difference.value > 0 < aggregate.area_difference.value
+    assert aggregate.area_difference.sign == 0, "three seeds of the two games with human scores are too few for it"
     assert aggregate.area_better.value == 1
     assert analysis.harmed("leap") == []
     result = analysis.results["leap", "breakout"]
     assert result.area_difference.value == pytest.approx(10, abs=1)
     assert (result.path_ratio, result.loss_rise_share) == (1, 0.5)
-    assert 1.5 < result.speedup.low < result.speedup.value < 3, "the random arm's final score is reached about halfway"
+    assert 1.5 < result.speedup.value < 3, "the random arm's final score is reached about halfway"
     assert result.head_start_difference.value == pytest.approx(10, abs=1)
     assert (aggregate.num_reached, analysis.learned) == (3, ["breakout", "alien", "air_raid"])
     assert 1.5 < aggregate.speedup.low < aggregate.speedup.value < 3
@@ -335,8 +336,9 @@ def test_a_harmed_game_is_listed_and_never_reaches_the_score():
     ]  # fmt: skip
     result = analysis.results["leap", "alien"]
     assert (result.steps_to_target, result.seeds_at_target) == (None, 0)
-    assert result.speedup.high < 1, "slower, where the random arm is about halfway in the end"
-    assert 0.3 < result.speedup.value < 0.7
+    assert 0.3 < result.speedup.value < 0.7, "slower, where the random arm is about halfway in the end"
+    assert result.speedup.low is None, "three seeds of one game are too few for it"
+    assert analysis.aggregates["leap"].speedup.high < 1
 
 
 def test_where_the_random_arm_learns_nothing_there_is_no_speedup():

@@ -186,13 +186,26 @@ def test_where_the_random_arm_learns_nothing_mean_scores_decide(tmp_path, run_ma
     assert f"* **leap: {verdict}.** A task's mean return is higher than the random arm's with probability" in first
 
 
+def test_one_task_whose_seeds_are_too_few_for_a_speed_is_judged_by_its_scores(tmp_path, run_main):
+    description = describe(games=("breakout",))
+    first, _, _ = report(tmp_path, run_main, description, simulated(description, better=10)).partition("##")
+    assert (
+        "* **leap: scores are higher.** The task's mean return less that of the random arm is 9.8 (95 % interval"
+        in first
+    )
+    assert "The random arm's final score is reached 1.8 times as fast, on 1 of 1 games." in first
+    two = describe(games=("breakout", "alien"))
+    first, _, _ = report(tmp_path, run_main, two, simulated(two, better=10)).partition("##")
+    assert "* **leap: 3 seeds of 2 games cannot tell whether it helps.**" in first
+
+
 @pytest.mark.parametrize(("num_seeds", "words"), [(1, "One seed only: no intervals"), (2, "Two seeds only")])
 def test_a_report_of_few_seeds_says_so(tmp_path, run_main, num_seeds, words):
     description = describe(num_seeds=num_seeds)
     text = report(tmp_path, run_main, description, simulated(description))
     assert words in text
     assert "seeds cannot tell" in text or "seed cannot tell" in text
-    assert (" [" in text.partition("## Over all games")[2]) == (num_seeds > 1)
+    assert (" [" in text.partition("## How high")[2]) == (num_seeds > 1)
 
 
 def test_a_report_of_tasks_in_which_no_episode_ended_says_so(tmp_path, run_main):

@@ -59,16 +59,23 @@ def test_of_mean_curves_over_seeds_with_nothing_known_before_all_have_an_episode
     steps = np.array([100.0, 200, 300, 400])
     estimate = speedup([PairOfCurves(steps, ours, random)])
     assert estimate.value == 2, "the mean curves are at 10 after 400 and, from where they are known, 200"
-    assert estimate.low <= 2 <= estimate.high
+
+
+def test_where_the_late_seed_is_not_drawn_the_mean_is_known_from_the_start():
+    """Of five seeds one has no episode in the first half: without it, ours is there after 100 of 400 agent steps."""
+    random = np.array([[2.0, 4, 6, 10]] * 5)
+    ours = np.array([[NAN, NAN, 12.0, 12], *[[10.0, 12, 12, 12]] * 4])
+    estimate = speedup([PairOfCurves(np.array([100.0, 200, 300, 400]), ours, random)])
+    assert estimate == (pytest.approx(400 / 300), pytest.approx(400 / 300), pytest.approx(4))
 
 
 def test_the_same_arm_twice_is_exactly_as_fast():
-    curves = np.cumsum(np.random.default_rng(0).normal(1, 1, (4, 20)), axis=1)
+    curves = np.cumsum(np.random.default_rng(0).normal(1, 1, (5, 20)), axis=1)
     assert speedup([PairOfCurves(np.arange(1.0, 21), curves, curves)]) == (1, 1, 1)
 
 
 def test_a_share_of_the_gain_is_0_where_the_random_arm_begins_and_1_where_it_ends():
-    first, last = np.array([1.0, 3]), np.array([9.0, 15])
+    first, last = np.array([1.0, 3, 1, 3, 1]), np.array([9.0, 15, 9, 15, 9])
     assert shares_of_gain([Standing(first, first, last)]) == (0, 0, 0)
     assert shares_of_gain([Standing(last, first, last)]) == (1, 1, 1)
     negative = Standing(np.array([-18.0, -16]), np.array([-21.0, -21]), np.array([-20.0, -18]))

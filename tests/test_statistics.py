@@ -81,7 +81,7 @@ def slow_bootstrap(scores, statistic, replicates, seed):
 def test_the_bootstrap_is_stratified_by_game(monkeypatch):
     """Games that differ a lot, seeds that do not: a bootstrap over games would be far wider."""
     scores = draw(0, 20, 4) * 0.1 + np.array([0, 10, 20, 30])
-    monkeypatch.setattr(statistics, "_expanded_tail", lambda *_: 0.025)  # the plain percentiles of the paper
+    monkeypatch.setattr(statistics, "_tail", lambda *_: 0.025)  # the plain percentiles of the paper
     ours = interquartile_mean_with_interval(scores)
     slow = slow_bootstrap(scores, slow_interquartile_mean, 1500, seed=1)
     assert ours.low == pytest.approx(slow[int(0.025 * 1500)], abs=0.01)
@@ -90,9 +90,29 @@ def test_the_bootstrap_is_stratified_by_game(monkeypatch):
 
 
 def test_percentiles_are_moved_outwards_for_few_seeds_and_hardly_for_many():
-    assert statistics._expanded_tail(1000, 10) == pytest.approx(0.025, rel=0.01)
-    assert statistics._expanded_tail(3, 3) == pytest.approx(0.00136, rel=0.01)  # Φ(−√1.5 · 2.4469)
-    assert statistics._expanded_tail(3, 9) > statistics._expanded_tail(3, 3)
+    assert statistics._tail(1000, 10) == pytest.approx(0.025, rel=0.01)
+    assert statistics._tail(3, 3) == pytest.approx(0.00136, rel=0.01)  # Φ(−√1.5 · 2.4469)
+    assert statistics._tail(3, 9) > statistics._tail(3, 3)
+
+
+def test_one_noisy_game_among_quiet_ones_counts_as_one():
+    assert statistics.effective_number(np.ones(8)) == pytest.approx(8)
+    assert statistics.effective_number(np.array([1.0, 0, 0, 0])) == 1
+    assert statistics.effective_number(np.zeros(4)) == 4, "games without any noise"
+    quiet = draw(0, 5, 8) * 0.01
+    noisy = quiet + draw(1, 5, 8) * (np.arange(8) == 0)
+    noise = [interquartile_mean_with_interval(scores - scores.mean(axis=0)) for scores in (quiet, noisy)]
+    assert noise[1].high > noise[0].high
+
+
+@pytest.mark.parametrize(
+    ("seeds", "games", "has"), [(4, 1, False), (5, 1, True), (3, 2, False), (3, 3, True), (2, 5, False), (2, 6, True)]
+)
+def test_there_is_an_interval_where_the_most_extreme_draw_is_rarer_than_its_percentile(seeds, games, has):
+    estimate = interquartile_mean_with_interval(draw(0, seeds, games))
+    assert (estimate.low is not None) == (estimate.high is not None) == has
+    pairs = probability_of_improvement(draw(0, seeds, games), draw(1, seeds, games))
+    assert (pairs.low is not None) == (has or (seeds, games) in {(4, 1), (3, 2), (2, 5)}), "seeds of two arms are drawn"
 
 
 # By hand

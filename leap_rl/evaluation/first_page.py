@@ -11,7 +11,8 @@ from leap_rl.files.text import as_text
 
 def verdicts(analysis: Analysis) -> Iterator[str]:
     """Yields a sentence or two for each arm that say whether it helps: by speed, or by mean scores where the random arm
-    learns on less than half of the tasks, so that there is hardly anything to be faster at."""
+    learns on less than half of the tasks, so that there is hardly anything to be faster at, and where there is one task
+    whose seeds are too few for an interval of the speed."""
     measures = analysis.measures
     by_speed = 2 * len(analysis.learned) >= len(analysis.counted)
     if not analysis.learned:
@@ -24,10 +25,14 @@ def verdicts(analysis: Analysis) -> Iterator[str]:
         if arm == RANDOM_ARM:
             continue
         speed, better = analysis.aggregates[arm].speedup, analysis.aggregates[arm].area_better
-        if by_speed and speed:
-            verdict, told = _verdict(speed, 1, "it helps", "it hurts", analysis.num_seeds), _by_speed(analysis, arm)
+        alone = analysis.results[arm, analysis.counted[0]] if len(analysis.counted) == 1 else None
+        if alone and speed and speed.low is None:
+            verdict = _verdict(alone.area_difference, 0, "scores are higher", "scores are lower", analysis)
+            told = f"{_by_difference(analysis, alone.area_difference)} {_by_speed(analysis, arm)}"
+        elif by_speed and speed:
+            verdict, told = _verdict(speed, 1, "it helps", "it hurts", analysis), _by_speed(analysis, arm)
         elif better:
-            verdict = _verdict(better, 0.5, "scores are higher", "scores are lower", analysis.num_seeds)
+            verdict = _verdict(better, 0.5, "scores are higher", "scores are lower", analysis)
             told = _by_area(analysis, better) + (f" {_by_speed(analysis, arm)}" if speed else "")
         else:
             continue
@@ -37,11 +42,12 @@ def verdicts(analysis: Analysis) -> Iterator[str]:
     yield ""
 
 
-def _verdict(estimate: Estimate, neutral: float, good: str, bad: str, num_seeds: int) -> str:
+def _verdict(estimate: Estimate, neutral: float, good: str, bad: str, analysis: Analysis) -> str:
+    if analysis.num_seeds < 3:
+        return f"{('one seed', 'two seeds')[analysis.num_seeds - 1]} cannot tell whether it helps"
     if estimate.low is None or estimate.high is None:
-        return "one seed cannot tell whether it helps"
-    if num_seeds < 3:
-        return "two seeds cannot tell whether it helps"
+        tasks = f"{len(analysis.counted)} {analysis.measures.tasks}"
+        return f"{analysis.num_seeds} seeds of {tasks} cannot tell whether it helps"
     return good if estimate.low > neutral else bad if estimate.high < neutral else "no difference shown"
 
 
@@ -57,10 +63,15 @@ def _by_speed(analysis: Analysis, arm: str) -> str:
     factor = f"{aggregate.speedup.value:.2g} times as fast{_interval(aggregate.speedup)}"
     if aggregate.num_reached:
         return (
-            f"The random arm's final score is reached {factor}, on {aggregate.num_reached} of {number} "
-            f"{analysis.measures.tasks}."
+            f"The random arm's {analysis.measures.target_text} is reached {factor}, on {aggregate.num_reached} of "
+            f"{number} {analysis.measures.tasks}."
         )
-    return f"The random arm's final score is never reached; its own highest score is reached {factor}."
+    return f"The random arm's {analysis.measures.target_text} is never reached; its own highest is reached {factor}."
+
+
+def _by_difference(analysis: Analysis, difference: Estimate) -> str:
+    mean, interval = f"The task's mean {analysis.measures.score_text}", _interval(difference)
+    return f"{mean} less that of the random arm is {difference.value:.2g}{interval}."
 
 
 def _by_area(analysis: Analysis, better: Estimate) -> str:
@@ -80,7 +91,7 @@ def first_page(analysis: Analysis, figures: set[str]) -> Iterator[str]:
         yield (
             f"Learning curves: mean {measures.score_text} over seeds. Each point is over the {measures.counts[1]} "
             "of the tenth of training that ends there; shaded: its 95 % interval, as far as it fits. The thin line is "
-            "the random arm's final score, and a dot marks where an arm first reaches it."
+            f"the random arm's {measures.target_text}, and a dot marks where an arm first reaches it."
             + (" A diamond at 0 is play before any update." if has_zero_shot(analysis) else "")
         )
         yield ""
@@ -101,11 +112,12 @@ def first_page(analysis: Analysis, figures: set[str]) -> Iterator[str]:
     number, tasks = len(analysis.learned), measures.task if len(analysis.games) == 1 else measures.tasks
     over = f"over {number} of {len(analysis.games)} {tasks}"
     if number < len(analysis.games):
-        over += f", those on which the random arm certainly learns: {', '.join(map(as_text, analysis.learned))}"
+        learns = "certainly learns" if analysis.num_seeds > 2 else "learns in the mean"
+        over += f", those on which the random arm {learns}: {', '.join(map(as_text, analysis.learned))}"
     yield (
-        f"Speed-up: the random arm's {measures.step} to its final score, divided by this arm's to the same score. The "
-        "other columns are on the scale of the random arm's gain: 0 is its first tenth of training, and 1 where it "
-        f"ends. All have 95 % intervals and are taken {over}."
+        f"Speed-up: the random arm's {measures.step} to its {measures.target_text}, divided by this arm's to the same. "
+        "The other columns are on the scale of the random arm's gain: 0 is its first tenth of training, and 1 where it "
+        f"ends. All are taken {over}; in brackets are 95 % intervals, where the seeds are enough for one."
     )
     yield ""
 

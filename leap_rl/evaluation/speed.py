@@ -71,11 +71,19 @@ def speedup(games: Sequence[PairOfCurves]) -> Estimate:
     num_seeds = len(games[0].ours)
     weights = draw_weights(num_seeds, len(games))
     value = np.mean([_log_speedup(game.steps, game.ours.mean(axis=0), game.random.mean(axis=0)) for game in games])
-    replicates = np.mean([
-        _log_speedup(game.steps, weights[..., index] @ game.ours, weights[..., index] @ game.random)
+    parts = np.stack([
+        _log_speedup(game.steps, *(_mean_curve(weights[..., index], curves) for curves in (game.ours, game.random)))
         for index, game in enumerate(games)
-    ], axis=0)  # fmt: skip
-    return percentile_interval(float(np.exp(value)), np.exp(replicates), num_seeds, len(games))
+    ], axis=-1)  # fmt: skip
+    return percentile_interval(float(np.exp(value)), np.exp(parts.mean(axis=-1)), parts, num_seeds)
+
+
+def _mean_curve(weights: Numbers, curves: Numbers) -> Numbers:
+    """Returns weighted means over seeds, [replicates, seeds] and [seeds, S] → [replicates, S], which are NaN where a
+    seed that was drawn is."""
+    unknown = (weights > 0) @ np.isnan(curves).astype(float) > 0
+    result: Numbers = np.where(unknown, np.nan, weights @ np.nan_to_num(curves))
+    return result
 
 
 def _log_speedup(agent_steps: Numbers, ours: Numbers, random: Numbers) -> Numbers:
@@ -108,6 +116,5 @@ def shares_of_gain(games: Sequence[Standing]) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):  # in a replicate without any gain
         replicates = np.stack([share(game, weights[..., index]) for index, game in enumerate(games)], axis=-1)
     # NaN (0 / 0) is no position on the scale; such a replicate counts as 0.
-    return percentile_interval(
-        float(trimmed_mean(values[None])[0]), trimmed_mean(np.nan_to_num(replicates)), num_seeds, len(games)
-    )
+    parts = np.nan_to_num(replicates)
+    return percentile_interval(float(trimmed_mean(values[None])[0]), trimmed_mean(parts), parts, num_seeds)

@@ -4,8 +4,13 @@ Aggregates over games follow Agarwal et al. 2021, "Deep Reinforcement Learning a
 Precipice" (their library is rliable): the interquartile mean, the probability of improvement, and bootstrap
 intervals stratified by game. Their percentile intervals are too narrow with few seeds, so the percentiles are
 moved outwards, as in Hesterberg 2015 ("What Teachers Should Know About the Bootstrap", section 4.1, expanded
-percentiles). The more seeds there are, the smaller the difference. A single game has too few seeds for a bootstrap; its
-intervals are Student's t.
+percentiles). The more seeds there are, the smaller the difference. Games whose seeds differ more count for more in this
+(Welch and Satterthwaite's degrees of freedom).
+
+Where seeds and games are so few that not even the most extreme draw reaches such a percentile (one game with up to
+four seeds, two games with three), there is no bootstrap interval: between its extremes it would hold the true value in
+about 75 % of cases for one game with three seeds, and in 50 % with two. Means over the seeds of one game, and their
+differences, have Student's t intervals.
 
 A matrix of scores is [seeds, games]. Paired matrices have the same seeds in the same order.
 """
@@ -68,7 +73,12 @@ def paired_difference(ours: Sequence[float] | Scores, theirs: Sequence[float] | 
 def interquartile_mean_with_interval(scores: Scores) -> Estimate:
     """Returns the interquartile mean over seeds and games, which is the mean of all scores without the lowest and the
     highest quarter, with a bootstrap interval stratified by game."""
-    return _bootstrap([scores], lambda draws: trimmed_mean(draws[0].reshape(len(draws[0]), -1)))
+
+    def parts(draws: list[Scores]) -> Scores:
+        means: Scores = draws[0].mean(axis=1)
+        return means
+
+    return _bootstrap([scores], lambda draws: trimmed_mean(draws[0].reshape(len(draws[0]), -1)), parts)
 
 
 def paired_interquartile_mean_difference(ours: Scores, theirs: Scores) -> Estimate:
@@ -79,7 +89,12 @@ def paired_interquartile_mean_difference(ours: Scores, theirs: Scores) -> Estima
         flat = draws[0].reshape(len(draws[0]), -1, 2)
         return trimmed_mean(flat[..., 0]) - trimmed_mean(flat[..., 1])
 
-    return _bootstrap([both], difference)
+    def parts(draws: list[Scores]) -> Scores:
+        means: Scores = draws[0].mean(axis=1)
+        difference: Scores = means[..., 0] - means[..., 1]
+        return difference
+
+    return _bootstrap([both], difference, parts)
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores) -> Estimate:
@@ -89,14 +104,13 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> Estimate:
     mean.
     """
 
-    def share(draws: list[Scores]) -> Scores:
+    def shares(draws: list[Scores]) -> Scores:
         a, b = draws[0][:, :, None, :], draws[1][:, None, :, :]
-        result: Scores = (np.count_nonzero(a > b, axis=(1, 2)) + 0.5 * np.count_nonzero(a == b, axis=(1, 2))).mean(
-            axis=-1
-        ) / (a.shape[1] * b.shape[2])
+        wins = np.count_nonzero(a > b, axis=(1, 2)) + 0.5 * np.count_nonzero(a == b, axis=(1, 2))
+        result: Scores = wins / (a.shape[1] * b.shape[2])
         return result
 
-    return _bootstrap([ours, theirs], share)
+    return _bootstrap([ours, theirs], lambda draws: shares(draws).mean(axis=-1), shares)
 
 
 def ratio_of_means(ours: Sequence[float] | Scores, theirs: Sequence[float] | Scores) -> float:
@@ -105,18 +119,21 @@ def ratio_of_means(ours: Sequence[float] | Scores, theirs: Sequence[float] | Sco
     return float(np.mean(ours)) / below if below else math.nan
 
 
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """Returns a quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, probability))
 
 
-def _bootstrap(samples: Sequence[Scores], statistic: Callable[[list[Scores]], Scores]) -> Estimate:
+Statistic = Callable[[list[Scores]], Scores]
+
+
+def _bootstrap(samples: Sequence[Scores], statistic: Statistic, parts: Statistic) -> Estimate:
     """Returns a statistic of ``samples``, each [seeds, games, …], with its bootstrap interval.
 
     Seeds are drawn with replacement, independently in each game and sample. ``statistic`` maps draws, each [replicates,
-    seeds, games, …], to [replicates].
+    seeds, games, …], to [replicates], and ``parts`` maps them to what each game adds, [replicates, games].
     """
     value = float(statistic([sample[None] for sample in samples])[0])
     num_seeds, num_games = min(len(sample) for sample in samples), samples[0].shape[1]
@@ -127,7 +144,7 @@ def _bootstrap(samples: Sequence[Scores], statistic: Callable[[list[Scores]], Sc
     for sample in samples:
         chosen = rng.integers(len(sample), size=(REPLICATES, len(sample), num_games))
         draws.append(sample[chosen, np.arange(num_games)])
-    return percentile_interval(value, statistic(draws), num_seeds, num_games)
+    return percentile_interval(value, statistic(draws), parts(draws), num_seeds, len(samples))
 
 
 def draw_weights(num_seeds: int, num_games: int) -> Scores:
@@ -144,17 +161,32 @@ def draw_weights(num_seeds: int, num_games: int) -> Scores:
     return weights
 
 
-def percentile_interval(value: float, replicates: Scores, num_seeds: int, num_games: int) -> Estimate:
-    """Returns ``value`` with the expanded percentiles of a bootstrap's replicates, or without an interval for one
-    seed."""
-    if num_seeds < 2:
+def percentile_interval(
+    value: float, replicates: Scores, parts: Scores, num_seeds: int, num_samples: int = 1
+) -> Estimate:
+    """Returns ``value`` with the expanded percentiles of a bootstrap's replicates; without an interval where the most
+    extreme draw is likelier than such a percentile, as it is for a single seed.
+
+    ``parts`` is what each game adds to a replicate, [replicates, games]; ``num_samples`` says how many samples of
+    ``num_seeds`` seeds are drawn in each game.
+    """
+    num_games = parts.shape[1]
+    if num_seeds < 2 or num_seeds ** -float(num_seeds * num_games * num_samples) > _tail(num_seeds, num_games):
         return Estimate(value)
-    tail = _expanded_tail(num_seeds, num_games)
+    tail = _tail(num_seeds, effective_number(parts.var(axis=0)))
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
 
 
-def _expanded_tail(num_seeds: int, num_games: int) -> float:
+def effective_number(variances: Scores) -> float:
+    """Returns how many games of equal variance have as many degrees of freedom as games of these (Satterthwaite 1946):
+    their number if the variances are equal, near 1 if one is far above the others."""
+    usable = variances[np.isfinite(variances)]
+    total = float(usable.sum())
+    return total**2 / float((usable**2).sum()) if total else float(len(variances))
+
+
+def _tail(num_seeds: int, num_games: float) -> float:
     """Returns the percentile for the lower end of an interval. With many seeds it is rliable's 0.025.
 
     The variance of a bootstrap with n draws is too small by the factor (n − 1)/n, and its spread is estimated from
