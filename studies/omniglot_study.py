@@ -110,11 +110,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Adds what has been evaluated to the CSVs in --results, and prints the table and draws the figure from them."""
+    """Adds what has been evaluated to the CSVs in --results, and prints the table and draws the figure from them. A run
+    replaces one of the same keys alone."""
     results = Path(options.results)
     results.mkdir(parents=True, exist_ok=True)
+    files = sorted(Path(options.out).glob(f"seed*/*/{RESULT}"))
+    _add_keys(results / KEYS, {f"{file.parent.parent.name}/{file.parent.name}": _asked(file.parent) for file in files})
     found: dict[str, list[Row]] = {name: [] for name in COLUMNS}
-    for file in sorted(Path(options.out).glob(f"seed*/*/{RESULT}")):
+    for file in files:
         arm, _, size = file.parent.name.rpartition("-")
         run = (int(size), int(file.parent.parent.name.removeprefix("seed")))
         entries = json.loads(file.read_text())["results"]
@@ -130,6 +133,23 @@ def report(options: argparse.Namespace) -> None:
     kept_rows = {name: _add(results / f"{name}.csv", COLUMNS[name], rows) for name, rows in found.items()}
     _print_table(kept_rows["scores"])
     _draw(kept_rows["curves"], kept_rows["training"], results / "learning_curves.png")
+
+
+def _asked(folder: Path) -> list[str | bool]:
+    """Returns the keys of a run, without the place of its drawings, and last whether it was evaluated on validation
+    alphabets."""
+    keys: list[str | bool] = json.loads((folder / KEYS).read_text())
+    return [key for key in keys if not str(key).startswith("alphabets.source=")]
+
+
+def _add_keys(file: Path, new: dict[str, list[str | bool]]) -> None:
+    """Adds the keys of runs to those that a folder of results has. Raises SystemExit where a run has other keys there,
+    or the alphabets of evaluation are others."""
+    kept: dict[str, list[str | bool]] = json.loads(file.read_text()) if file.exists() else {}
+    for run, keys in new.items():
+        if kept.get(run, keys) != keys or any(others[-1] != keys[-1] for others in (*kept.values(), *new.values())):
+            raise SystemExit(f"{file.parent}: has results of other keys than {run}'s; choose another --results")
+    file.write_text(json.dumps(kept | new, indent=1, sort_keys=True) + "\n")
 
 
 def _curve(file: Path, arm: str) -> Iterator[Row]:
@@ -186,6 +206,8 @@ def _print_table(scores: list[dict[str, str]]) -> None:
             if seed in leap and arm != "leap"
         ]
         difference = shown(_estimate(differences)) if differences else "–"
+        if 0 < len(differences) < len(seeds):
+            difference += f", {len(differences)} of the seeds"
         paper = PAPER.get(arm, "–") if size == "25" else "–"
         print(f"| {arm} | {size} | {shown(area)} | {shown(final)} | {difference} | {paper} | {len(seeds)} |")
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 
 from leap_rl.config_files import load_config
-from studies.omniglot_study import ARMS, CONFIG, QUESTIONS, RESULT, keys_of, report
+from studies.omniglot_study import ARMS, CONFIG, KEYS, QUESTIONS, RESULT, keys_of, report
 
 STEPS = {"maml": 5, "fomaml_5": 5, "joint": 500, "maml_batch": 5, "maml_adam": 5, "maml_20": 20}
 RATES = {"joint": 1.0, "maml_adam": 0.003}
@@ -25,7 +25,7 @@ def test_an_arm_is_a_configuration_at_the_authors_rates(arm):
     assert load_config(CONFIG, keys_of(f"{arm}@0.3", 10, 3, options)).meta.lr == 0.3
 
 
-def finish(out, arm, seed, scores):
+def finish(out, arm, seed, scores, lr=0.1, validation=False):
     """Writes what a run of an arm and its evaluation leave: two alphabets with the scores of each of its arms."""
     folder = out / f"seed{seed}" / f"{arm}-25"
     (folder / "evaluation").mkdir(parents=True)
@@ -36,6 +36,7 @@ def finish(out, arm, seed, scores):
         for alphabet, value in zip(("Greek", "Korean"), values, strict=True)
     ]
     (folder / RESULT).write_text(json.dumps({"results": entries}))
+    (folder / KEYS).write_text(json.dumps([f"meta.lr={lr}", "alphabets.source=/here", validation]))
     rows = [f"{e['arm']},{e['game']},{step},{step / 10}" for e in entries for step in (2, 4)]
     rows += [f"{e['arm']},{e['game']},4," for e in entries]  # the held-out drawings' row
     (folder / "evaluation" / "curves.csv").write_text("\n".join(["arm,game,agent_steps,accuracy", *rows]))
@@ -80,3 +81,23 @@ def test_report_keeps_every_alphabet_and_adds_to_what_was_kept_before(tmp_path, 
     assert (results / "leap-25-seed1.safetensors").read_text() == "leap"
     assert not list(results.glob("none*.safetensors"))
     assert (results / "learning_curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("other", [{"lr": 9}, {"validation": True}])
+def test_results_of_other_keys_do_not_replace_what_was_kept(tmp_path, other):
+    results = tmp_path / "results"
+    finish(tmp_path / "first", "leap", 0, {"run": (0.4, 0.6)})
+    report(Namespace(out=str(tmp_path / "first"), results=str(results)))
+    before = {file.name: file.read_bytes() for file in results.iterdir()}
+    finish(tmp_path / "later", "leap", 0, {"run": (0.9, 0.9)}, **other)
+    with pytest.raises(SystemExit, match="has results of other keys than seed0/leap-25's"):
+        report(Namespace(out=str(tmp_path / "later"), results=str(results)))
+    assert {file.name: file.read_bytes() for file in results.iterdir()} == before
+
+
+def test_a_difference_that_has_fewer_seeds_than_its_row_says_so(tmp_path, capsys):
+    finish(tmp_path / "out", "leap", 0, {"run": (0.4, 0.6)})
+    for seed in (0, 1):
+        finish(tmp_path / "out", "reptile", seed, {"run": (0.3, 0.3)})
+    report(Namespace(out=str(tmp_path / "out"), results=str(tmp_path / "results")))
+    assert ", 1 of the seeds | 0.708 | 2 |" in capsys.readouterr().out
