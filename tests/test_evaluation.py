@@ -248,7 +248,7 @@ def curve(returns, episodes=None, arm="random", game="breakout", seed=0, steps=N
     steps = np.arange(1, count + 1) * 100.0 if steps is None else np.array(steps, float)
     episodes = np.where(np.isnan(returns), 0.0, 1.0) if episodes is None else np.array(episodes, float)
     path = np.linspace(length / count, length, count)
-    return Curve(arm, game, seed, steps, steps * 4, episodes, returns, path, path * 2, steps, steps / 2)
+    return Curve(arm, game, seed, steps, steps * 4, episodes, returns, path, path**2, steps, steps / 2)
 
 
 NAN = math.nan

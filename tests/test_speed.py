@@ -103,6 +103,17 @@ def test_weights_are_those_of_seeds_drawn_with_replacement():
     assert draw_weights(1, 2).tolist() == [[[1, 1]]]
 
 
+def test_the_seeds_of_each_game_are_drawn_on_their_own():
+    """So over four times as many copies of a game an interval is half as wide. If all copies had the same seeds in a
+    replicate, it would hardly be narrower."""
+    rng, steps = np.random.default_rng(0), np.arange(1, 21) * 100.0
+    ours, random = (np.linspace(0, 10, 20) + rng.normal(size=(5, 1)) for _ in range(2))
+    curves, standing = PairOfCurves(steps, ours, random), Standing(ours[:, -1], random[:, 0], random[:, -1])
+    for estimate, game in ((speedup, curves), (shares_of_gain, standing)):
+        few, many = estimate([game] * 4), estimate([game] * 16)
+        assert (many.high - many.low) / (few.high - few.low) == pytest.approx(0.5, abs=0.1)
+
+
 # Coverage, on simulated curves: each seed learns at its own speed, each point has noise of its own
 
 
