@@ -11,8 +11,8 @@ from leap_rl.files.text import as_text
 
 def verdicts(analysis: Analysis) -> Iterator[str]:
     """Yields a sentence or two for each arm that say whether it helps: by speed, or by mean scores where the random arm
-    learns on less than half of the tasks, so that there is hardly anything to be faster at, and where there is one task
-    whose seeds are too few for an interval of the speed."""
+    learns on less than half of the tasks, so that there is hardly anything to be faster at, or where seeds are too few
+    for an interval of the speed."""
     measures = analysis.measures
     by_speed = 2 * len(analysis.learned) >= len(analysis.counted)
     if not analysis.learned:
@@ -25,15 +25,15 @@ def verdicts(analysis: Analysis) -> Iterator[str]:
         if arm == RANDOM_ARM:
             continue
         speed, better = analysis.aggregates[arm].speedup, analysis.aggregates[arm].area_better
-        alone = analysis.results[arm, analysis.counted[0]] if len(analysis.counted) == 1 else None
-        if alone and speed and speed.low is None:
-            verdict = _verdict(alone.area_difference, 0, "scores are higher", "scores are lower", analysis)
-            told = f"{_by_difference(analysis, alone.area_difference)} {_by_speed(analysis, arm)}"
-        elif by_speed and speed:
+        if by_speed and speed and speed.low is not None:
             verdict, told = _verdict(speed, 1, "it helps", "it hurts", analysis), _by_speed(analysis, arm)
         elif better:
-            verdict = _verdict(better, 0.5, "scores are higher", "scores are lower", analysis)
-            told = _by_area(analysis, better) + (f" {_by_speed(analysis, arm)}" if speed else "")
+            estimate, neutral, told = better, 0.5, _by_area(analysis, better)
+            if len(analysis.counted) == 1:
+                estimate, neutral = analysis.results[arm, analysis.counted[0]].area_difference, 0
+                told = _by_difference(analysis, estimate)
+            verdict = _verdict(estimate, neutral, "scores are higher", "scores are lower", analysis)
+            told += f" {_by_speed(analysis, arm)}" if speed else ""
         else:
             continue
         worse = [as_text(result.game) for result, certain in analysis.harmed(arm) if certain]
