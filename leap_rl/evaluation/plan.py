@@ -23,7 +23,8 @@ from leap_rl.runs.sources import folder_of, read_source
 from leap_rl.seeding import Purpose, derive_seed
 from leap_rl.types import BadInputError, Start, Task, Tensors
 
-SEGMENTS = 50  # the least number of points of a learning curve
+# A learning curve has at most so many points and more than half as many; more where a run's own segments are shorter.
+SEGMENTS = 50
 
 
 @dataclass(frozen=True)
