@@ -28,6 +28,7 @@ REPLICATES = 10_000  # number of replicates of a bootstrap
 SEED = 20_190_501  # seed of every bootstrap, so that the same data give the same intervals
 
 Scores = NDArray[np.float64]
+Statistic = Callable[[list[Scores]], Scores]
 
 
 class Estimate(NamedTuple):
@@ -124,9 +125,6 @@ def t_quantile(probability: float, degrees: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, probability))
-
-
-Statistic = Callable[[list[Scores]], Scores]
 
 
 def _bootstrap(samples: Sequence[Scores], statistic: Statistic, parts: Statistic) -> Estimate:
