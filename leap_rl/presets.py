@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "configs"  # in the repository a link to the fo
 
 @dataclass(frozen=True)
 class Preset:
-    """Is a configuration by its name, with the first sentence of the comment at its head."""
+    """Holds a configuration's name, with the first sentence of the comment at its head."""
 
     name: str
     path: Path

@@ -231,6 +231,7 @@ STAGES: dict[str, Callable[[], Iterator[Phase]]] = {
     "optimizers": optimizers, "confirmation": confirmation, "rivals": rivals, "longer": longer, "longest": longest,
 }  # fmt: skip
 COMPARED = ("agents", "losses", "continual", "optimizers")
+BAR = "serial-validation"  # the evaluation of serial12, in the screening
 
 
 def run_job(job: Job) -> None:
@@ -286,11 +287,11 @@ def compare() -> None:
     """Prints, for each arm of the screening and of the stages in COMPARED, the logarithm of its mean return over that
     of serial12 (for the random arm with a key, over that of random weights without it): its mean over the variants, and
     each."""
-    bar = {(arm, game): value for (_, arm, game), value in mean_returns("screening").items()}
     stages = [stage for stage in ("screening", *COMPARED) if (RESULTS / f"{stage}.csv").exists()]
     found = {key: value for stage in stages for key, value in mean_returns(stage).items()}
+    bar = {key[1:]: value for key, value in found.items() if key[0] == BAR}
     for name, arm in sorted({key[:2] for key in found}):
-        of = RANDOM_ARM if arm == RANDOM_ARM and not name.startswith("serial") else "serial12"
+        of = RANDOM_ARM if arm == RANDOM_ARM and name != BAR else "serial12"
         logs = {game: log(found[name, arm, game] / bar[of, game]) for _, game in bar if (name, arm, game) in found}
         each = ", ".join(f"{game} {value:+.2f}" for game, value in sorted(logs.items()))
         print(f"{name:25} {arm:13} {fmean(logs.values()):+.2f}   {each}")

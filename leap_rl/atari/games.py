@@ -26,7 +26,7 @@ META_TRAINING = (
 
 @dataclass(frozen=True)
 class Game:
-    """Is a game as a task. None stands for the ROM's own default mode or difficulty."""
+    """Names a game as a task. None stands for the ROM's own default mode or difficulty."""
 
     rom: str
     mode: int | None = None

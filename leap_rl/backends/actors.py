@@ -50,7 +50,7 @@ class Worker:
 
 
 class Learner:
-    """Is a collector as an actor: of meta-training the Leap learner."""
+    """Runs a collector in an actor: in meta-training, the Leap learner."""
 
     def __init__(self, collector: Callable[[], Collector]) -> None:
         send_tensors_as_arrays()

@@ -7,9 +7,9 @@ moved outwards, as in Hesterberg 2015 ("What Teachers Should Know About the Boot
 percentiles). The more seeds there are, the smaller the difference. Games whose seeds differ more count for more in this
 (Welch and Satterthwaite's degrees of freedom).
 
-Where seeds and games are so few that not even the most extreme draw reaches such a percentile (one game with up to
-four seeds, two games with three), there is no bootstrap interval: between its extremes it would hold the true value in
-about 75 % of cases for one game with three seeds, and in 50 % with two. Means over the seeds of one game, and their
+Where seeds and games are so few that not even the most extreme draw is as rare as such a percentile (one game with up
+to four seeds, two games with three), there is no bootstrap interval. Between its extremes it would hold the true value
+in about 75 % of cases for one game with three seeds, and in 50 % with two. Means over the seeds of one game, and their
 differences, have Student's t intervals.
 
 A matrix of scores is [seeds, games]. Paired matrices have the same seeds in the same order.

@@ -72,7 +72,7 @@ class A2CConfig(PPOConfig):  # type: ignore[misc]
 
 
 class A2C(PPO):  # type: ignore[misc]
-    """Is advantage actor-critic (the synchronous form of Mnih et al. 2016)."""
+    """Trains advantage actor-critic (the synchronous form of Mnih et al. 2016)."""
 
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:

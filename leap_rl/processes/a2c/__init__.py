@@ -9,7 +9,7 @@ from leap_rl.types import Frame, LearningProcess, Task, Tensors
 
 
 class A2C(AtariProcessType[A2CConfig]):
-    """Is A2C on Atari games, as the registry knows it."""
+    """Describes A2C on Atari games to the registry."""
 
     config = A2CConfig
     freezes: ClassVar[bool] = True

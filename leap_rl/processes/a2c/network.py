@@ -80,7 +80,7 @@ class AnyEncoder(nn.Module, ABC):
 
 
 class Encoder(AnyEncoder):
-    """Is the encoder of the paper: conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each.
+    """Computes the features of the paper's encoder: conv 16 8×8/4 → conv 32 4×4/2 → linear 256, ReLU after each.
 
     Parameters are kept in float32 and rounded to ``compute_dtype`` where they are used (:meth:`weights`), once
     for all passes between two optimizer steps. The gradient is written out, so that the passes of an unroll,

@@ -18,7 +18,7 @@ ZERO_SHOT_FRAMES = 18_000  # at most, of an episode: five minutes of play, as Mn
 
 
 class A2CProcess(ActorCriticProcess[A2CConfig]):
-    """Is A2C on one game, a ``LearningProcess``."""
+    """Trains A2C on one game, as a ``LearningProcess``."""
 
     def make_envs(self, num_envs: int, seed: int, zero_shot: bool = False) -> AtariVector:
         """Returns emulators of the game."""

@@ -12,7 +12,7 @@ from leap_rl.types import LearningProcess, Parts, Task, Tensors
 
 
 class Classification(ProcessType[ClassificationConfig]):
-    """Is the classification of an alphabet's characters, as the registry knows it."""
+    """Describes the classification of an alphabet's characters to the registry."""
 
     config = ClassificationConfig
     measures = Measures(

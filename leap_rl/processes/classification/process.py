@@ -43,8 +43,8 @@ class _Segment:
 
 
 class ClassificationProcess:
-    """Is SGD on one alphabet, or on several at once: a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`,
-    then :meth:`walk`."""
+    """Runs SGD on one alphabet, or on several at once, as a ``LearningProcess``. Call :meth:`start` or
+    :meth:`load_state`, then :meth:`walk`."""
 
     def __init__(self, config: ClassificationConfig, task: Task) -> None:
         torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from leap_rl.types import LearningProcess, Parts, Task, Tensors
 
 
 class Gymnasium(ProcessType[GymnasiumConfig]):
-    """Is A2C on environments of Gymnasium's, as the registry knows it."""
+    """Describes A2C on Gymnasium's environments to the registry."""
 
     config = GymnasiumConfig
     measures = episodic("environment", "environments", frame="frames", paired="heads, environments and action noise")

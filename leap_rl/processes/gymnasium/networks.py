@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 
 
 class PlainEncoder(AnyEncoder):
-    """Is any network of torch's; its gradient is autograd's, of one pass over all observations of an unroll."""
+    """Wraps any network of torch's. Its gradient is autograd's, of one pass over all observations of an unroll."""
 
     compute_dtype = torch.float32
 

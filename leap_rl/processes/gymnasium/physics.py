@@ -13,7 +13,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 
 class CartPole(CartPoleEnv):
-    """Is a cart with a pole of half-length ``length`` (m); masses in kg, ``gravity`` in m/s², ``force`` in N."""
+    """Simulates a cart with a pole of half-length ``length`` (m); masses in kg, ``gravity`` in m/s², ``force`` in N."""
 
     def __init__(
         self, gravity: float = 9.8, masscart: float = 1.0, masspole: float = 0.1, length: float = 0.5,
@@ -27,8 +27,8 @@ class CartPole(CartPoleEnv):
 
 
 class Acrobot(AcrobotEnv):
-    """Has two links of ``length_1`` (m), masses in kg, ``gravity`` in m/s²; ``torque`` (N m) is what the motor between
-    them has."""
+    """Simulates two links of ``length_1`` (m), masses in kg, ``gravity`` in m/s²; ``torque`` (N m) is what the motor
+    between them has."""
 
     def __init__(
         self, gravity: float = 9.8, length_1: float = 1.0, mass_1: float = 1.0, mass_2: float = 1.0,

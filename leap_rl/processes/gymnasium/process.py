@@ -15,7 +15,7 @@ from leap_rl.types import BadInputError, Tensors
 
 
 class GymnasiumProcess(ActorCriticProcess[GymnasiumConfig]):
-    """Is A2C in one environment, a ``LearningProcess``."""
+    """Trains A2C in one environment, as a ``LearningProcess``."""
 
     def make_envs(self, num_envs: int, seed: int, zero_shot: bool = False) -> EnvVector:
         """Returns copies of the environment."""

@@ -14,7 +14,7 @@ MEANS = ("episode_length", "loss", "policy_loss", "value_loss", "entropy", "grad
 
 
 class RLlib(AtariProcessType[RLlibConfig]):
-    """Is an RLlib algorithm, as the registry knows it."""
+    """Describes RLlib's algorithms to the registry."""
 
     config = RLlibConfig
     measures = replace(AtariProcessType.measures, means={name: AtariProcessType.measures.means[name] for name in MEANS})

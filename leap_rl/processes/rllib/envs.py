@@ -18,7 +18,7 @@ from leap_rl.types import BadInputError
 
 
 class AtariGame(gymnasium.Env[NDArray[np.uint8], int]):
-    """Is one copy of a game, preprocessed as in :class:`AtariVector`; observations uint8 [H, W, C].
+    """Plays one copy of a game, preprocessed as in :class:`AtariVector`; observations uint8 [H, W, C].
 
     It is seeded by its first reset and by the task's seed together.
     """
@@ -100,7 +100,7 @@ class FloatImage(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class RLlibEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Is :func:`make_env` as RLlib wants it: a class that takes the arguments as one mapping."""
+    """Makes what :func:`make_env` makes, but takes the arguments as one mapping, as RLlib gives them."""
 
     def __init__(self, context: Mapping[str, Any]) -> None:
         super().__init__(make_env(*(context[name] for name in ("config", "name", "seed", "own_network"))))

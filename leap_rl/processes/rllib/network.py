@@ -35,7 +35,7 @@ class LeapEncoderConfig(ModelConfig):  # type: ignore[misc]
 
 
 class LeapEncoder(TorchModel, RLlibEncoder):  # type: ignore[misc]
-    """Is :class:`Encoder` as RLlib calls it."""
+    """Wraps :class:`Encoder` in the interface that RLlib calls."""
 
     def __init__(self, config: LeapEncoderConfig) -> None:
         TorchModel.__init__(self, config)

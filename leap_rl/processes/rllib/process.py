@@ -38,7 +38,7 @@ IDLE_ITERATIONS = 10_000  # of train() without a step in the environment, before
 
 
 class RLlibProcess:
-    """Is an RLlib algorithm on one task, a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then
+    """Trains an RLlib algorithm on one task, as a ``LearningProcess``. Call :meth:`start` or :meth:`load_state`, then
     :meth:`walk`, which stops the algorithm at its end."""
 
     def __init__(self, config: RLlibConfig, task: Task) -> None:
